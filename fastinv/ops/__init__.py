@@ -1,0 +1,28 @@
+"""StyleGAN2's operations: each with a native kernel and a reference in plain PyTorch (`<op>_ref`)."""
+
+from .bias_act import bias_act, bias_act_ref
+from .upfirdn2d import (
+    downsample2d,
+    downsample2d_ref,
+    filter2d,
+    filter2d_ref,
+    setup_filter,
+    upfirdn2d,
+    upfirdn2d_ref,
+    upsample2d,
+    upsample2d_ref,
+)
+
+__all__ = [
+    "bias_act",
+    "bias_act_ref",
+    "downsample2d",
+    "downsample2d_ref",
+    "filter2d",
+    "filter2d_ref",
+    "setup_filter",
+    "upfirdn2d",
+    "upfirdn2d_ref",
+    "upsample2d",
+    "upsample2d_ref",
+]
