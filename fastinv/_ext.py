@@ -1,0 +1,73 @@
+"""Loads the native library: the only place that does. Says why when it cannot; importing this module never fails for it.
+
+Environment: FASTINV_DISABLE_NATIVE=1 hides the library; FASTINV_LIBRARY=/path/_native.so loads another build of it.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+PACKAGE = Path(__file__).parent
+_BUILD_HINT = "build it: `make native` in a source tree, or `pip install --no-build-isolation .`"
+
+
+def _load(path: Path) -> str:
+    """Load one library into torch's dispatcher. Returns "" or the reason why it could not be loaded (one line)."""
+    if os.environ.get("FASTINV_DISABLE_NATIVE", "0") not in ("", "0"):
+        return "switched off by FASTINV_DISABLE_NATIVE"
+    if not path.is_file():
+        return f"{path} does not exist; {_BUILD_HINT}"
+    if torch.__version__ < (2, 10):
+        return f"torch {torch.__version__} is older than 2.10, which the native library needs; upgrade torch"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return f"{path} does not load in torch {torch.__version__}: {str(error).splitlines()[0]}; {_BUILD_HINT}"
+    return ""
+
+
+_library = Path(os.environ.get("FASTINV_LIBRARY") or PACKAGE / "_native.so")
+_cuda_library = _library.with_name("_native_cuda.so")
+_why_not = _load(_library)
+if _why_not:
+    _cuda_why_not = _why_not
+elif not _cuda_library.is_file():
+    _cuda_why_not = "the CUDA part was not built"  # why not is in _build.json, see fastinv info
+else:
+    _cuda_why_not = _load(_cuda_library)
+
+
+def available() -> bool:
+    """True if the native library is loaded."""
+    return not _why_not
+
+
+def why_not() -> str:
+    """Why the native library is not loaded; "" if it is."""
+    return _why_not
+
+
+def cuda_available() -> bool:
+    """True if the CUDA part of the native library is loaded (says nothing about a GPU being present)."""
+    return not _cuda_why_not
+
+
+def cuda_why_not() -> str:
+    """Why the CUDA part is not loaded; "" if it is."""
+    return _cuda_why_not
+
+
+def library_path() -> Path:
+    """Where the native library is, or would be."""
+    return _library
+
+
+def cpu_isa() -> str:
+    """The CPU instruction set in use: "portable", "avx2" or "avx512"; "" without the library."""
+    return torch.ops.fastinv.cpu_isa() if available() else ""
+
+
+def cpu_isas() -> list[str]:
+    """All instruction sets that were built and that this machine can run, best last; [] without the library."""
+    return torch.ops.fastinv.cpu_isas().split() if available() else []
