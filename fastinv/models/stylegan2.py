@@ -1,0 +1,321 @@
+"""StyleGAN2 generator (Karras et al. 2020, arXiv 1912.04958), with the label conditioning and naming of StyleGAN2-ADA.
+
+Tensor names in the state dict (``mapping.fc0.weight``, ``synthesis.b8.conv0.affine.bias`` ...) follow the ADA PyTorch
+naming, so reading a public checkpoint is a copy. Style input i of the ``num_ws = 2 log2(R) - 2`` inputs drives, in
+order: 4x4 conv1 (0), then per resolution conv0 and conv1; each toRGB shares its input with the next block's conv0.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from fastinv.errors import UsageError
+from fastinv.models.layers import (
+    ARCHITECTURES,
+    Conv2d,
+    FullyConnected,
+    activation_gain,
+    block_resolutions,
+    channel_table,
+    mapping_layers,
+    normalize_second_moment,
+)
+from fastinv.ops import bias_act, modulated_conv2d, setup_filter, upsample2d
+
+NOISE_MODES = ("const", "random", "none")
+
+
+class MappingNetwork(nn.Module):
+    """z [N, z_dim] (and a label c [N, c_dim]) -> w repeated to [N, num_ws, w_dim]."""
+
+    def __init__(self, z_dim, c_dim, w_dim, num_ws, num_layers=8, lr_multiplier=0.01):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers = num_layers
+        if c_dim:
+            self.embed = FullyConnected(c_dim, w_dim)
+        in_features = z_dim + (w_dim if c_dim else 0)
+        for name, layer in mapping_layers(in_features, w_dim, num_layers, lr_multiplier).items():
+            setattr(self, name, layer)
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> torch.Tensor:
+        """Map latents to style vectors.
+
+        Args:
+            z: [N, z_dim], standard normal; each row is scaled to a mean square of one.
+            c: [N, c_dim] labels (one-hot or continuous), only for a conditional generator.
+            truncation_psi: 1 leaves w alone, 0 gives the mean latent: ``w_avg + psi (w - w_avg)``.
+            truncation_cutoff: truncate only the first so many style inputs; None truncates all.
+
+        Returns:
+            w_plus [N, num_ws, w_dim], one w repeated.
+
+        Raises:
+            UsageError: wrong shape of z or c, or c missing or superfluous.
+        """
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise UsageError(f"z must have shape [N, {self.z_dim}], not {list(z.shape)}")
+        x = normalize_second_moment(z.to(self.w_avg.dtype))
+        if self.c_dim:
+            if c is None or c.shape != (len(z), self.c_dim):
+                found = "none was given" if c is None else f"not {list(c.shape)}"
+                raise UsageError(f"this generator is conditional: c must have shape [{len(z)}, {self.c_dim}], {found}")
+            x = torch.cat([x, normalize_second_moment(self.embed(c.to(x.dtype)))], dim=1)
+        elif c is not None and c.shape[-1] != 0:
+            raise UsageError("this generator is not conditional: leave c out")
+        for i in range(self.num_layers):
+            x = getattr(self, f"fc{i}")(x)
+        w_plus = x.unsqueeze(1).expand(-1, self.num_ws, -1)
+        if truncation_psi != 1:
+            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+            truncated = self.w_avg.lerp(w_plus[:, :cutoff], truncation_psi)
+            w_plus = torch.cat([truncated, w_plus[:, cutoff:]], dim=1)
+        return w_plus
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU; conv0 of a block doubles the resolution."""
+
+    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, resample_filter=(1, 3, 3, 1), conv_clamp=None):
+        super().__init__()
+        self.resolution, self.up, self.conv_clamp = resolution, up, conv_clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+
+    def noise_map(self, noise, batch: int) -> torch.Tensor | None:
+        """The unscaled map [R, R] or [N, 1, R, R] for a noise mode or a given map; None for no noise."""
+        if isinstance(noise, torch.Tensor):
+            return noise
+        if noise == "random":
+            shape = (batch, 1, self.resolution, self.resolution)
+            return torch.randn(shape, dtype=self.noise_const.dtype, device=self.noise_const.device)
+        return self.noise_const if noise == "const" else None
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise="const", gain: float = 1.0) -> torch.Tensor:
+        styles = self.affine(w)
+        noise = self.noise_map(noise, len(x))
+        if noise is not None:
+            noise = (noise * self.noise_strength).to(x.dtype)
+            noise = noise if noise.ndim == 4 else noise[None, None]
+        x = modulated_conv2d(
+            x, self.weight, styles, noise=noise, up=self.up, padding=1,
+            resample_filter=self.resample_filter.float(), flip_weight=self.up == 1, fused_modconv=False,
+        )  # fmt: skip
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return bias_act(x, self.bias.to(x.dtype), act="lrelu", gain=activation_gain("lrelu") * gain, clamp=clamp)
+
+
+class ToRGBLayer(nn.Module):
+    """Modulated 1x1 convolution to RGB without demodulation."""
+
+    def __init__(self, in_channels, out_channels, w_dim, conv_clamp=None):
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        styles = self.affine(w) * self.weight_gain
+        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=False)
+        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """Everything at one resolution: (constant or conv0), conv1, and toRGB where the architecture has one."""
+
+    def __init__(self, in_channels, out_channels, w_dim, resolution, architecture, last, resample_filter, conv_clamp):
+        super().__init__()
+        self.architecture, self.first = architecture, in_channels == 0
+        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+        options = {"resample_filter": resample_filter, "conv_clamp": conv_clamp}
+        if self.first:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, **options)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **options)
+        self.has_torgb = last or architecture == "skip"
+        if self.has_torgb:
+            self.torgb = ToRGBLayer(out_channels, 3, w_dim, conv_clamp=conv_clamp)
+        if architecture == "resnet" and not self.first:
+            self.skip = Conv2d(
+                in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter
+            )
+        self.num_conv = 1 if self.first else 2
+
+    def forward(self, x, image, ws, noise: dict, name: str, dtype):
+        """One block. ws [N, num_conv + 1, w_dim]; noise maps layer names to a mode or a map."""
+        if self.first:
+            x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = self.conv1(x, ws[:, 0], noise[f"{name}.conv1"])
+        else:
+            residual = self.skip(x, gain=math.sqrt(0.5)) if self.architecture == "resnet" else None
+            x = self.conv0(x, ws[:, 0], noise[f"{name}.conv0"])
+            x = self.conv1(x, ws[:, 1], noise[f"{name}.conv1"], gain=1.0 if residual is None else math.sqrt(0.5))
+            x = x if residual is None else residual + x
+        if image is not None:
+            image = upsample2d(image, self.resample_filter.float())
+        if self.has_torgb:
+            rgb = self.torgb(x, ws[:, self.num_conv])
+            # The picture is summed in float32 at least: eight small bfloat16 roundings would show.
+            rgb = rgb.to(torch.promote_types(torch.float32, rgb.dtype))
+            image = rgb if image is None else image + rgb
+        return x, image
+
+
+class SynthesisNetwork(nn.Module):
+    """w_plus [N, num_ws, w_dim] -> image [N, 3, R, R]."""
+
+    def __init__(self, w_dim, resolution, channels, architecture, resample_filter, conv_clamp):
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise UsageError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        self.w_dim, self.resolution = w_dim, resolution
+        self.resolutions = block_resolutions(resolution)
+        self.num_ws = 2 * len(self.resolutions)
+        self.architecture = architecture
+        in_channels = 0
+        for r in self.resolutions:
+            last = r == resolution
+            block = SynthesisBlock(
+                in_channels, channels[r], w_dim, r, architecture, last, resample_filter, conv_clamp
+            )
+            setattr(self, f"b{r}", block)
+            in_channels = channels[r]
+
+    def noise_layers(self) -> dict[str, int]:
+        """Names of the layers that take a noise map, with their resolution: {"b4.conv1": 4, "b8.conv0": 8, ...}."""
+        names = {"b4.conv1": 4}
+        for r in self.resolutions[1:]:
+            names |= {f"b{r}.conv0": r, f"b{r}.conv1": r}
+        return names
+
+    def noise_per_layer(self, noise, batch: int) -> dict:
+        """Check ``noise`` and spread it over the layers: layer name -> mode or map."""
+        layers = self.noise_layers()
+        if isinstance(noise, str):
+            if noise not in NOISE_MODES:
+                raise UsageError(f"noise must be one of {', '.join(NOISE_MODES)} or a dict of maps, not {noise!r}")
+            return dict.fromkeys(layers, noise)
+        if not isinstance(noise, dict):
+            raise UsageError(f"noise must be a mode or a dict of maps, not {type(noise).__name__}")
+        unknown = sorted(set(noise) - set(layers))
+        if unknown:
+            raise UsageError(f"no layer takes the noise map {unknown[0]!r}; the layers are {', '.join(layers)}")
+        for name, given in noise.items():
+            r = layers[name]
+            if given.shape not in ((r, r), (1, 1, r, r), (batch, 1, r, r)):
+                raise UsageError(
+                    f"noise map {name!r} must have shape [{r}, {r}] or [{batch}, 1, {r}, {r}], not {list(given.shape)}"
+                )
+        return {name: noise.get(name, "const") for name in layers}
+
+    def forward(
+        self,
+        w_plus: torch.Tensor,
+        noise="const",
+        resolution: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Synthesise pictures.
+
+        Args:
+            w_plus: [N, num_ws, w_dim], one style vector per layer.
+            noise: "const" (the stored maps), "random", "none", or a dict from a layer name such as "b8.conv0" to a map
+                [R, R] or [N, 1, R, R]; layers that are not in the dict use their stored map. Maps are multiplied by
+                the layer's learned strength.
+            resolution: stop at this block (skip architecture only) and return its smaller picture; progressive
+                training uses it.
+            dtype: arithmetic of the feature maps, for mixed precision; None takes the generator's own.
+
+        Returns:
+            [N, 3, R, R], RGB, nominally in [-1, 1] (values may go beyond), float32 at least.
+        """
+        if w_plus.ndim != 3 or w_plus.shape[1:] != (self.num_ws, self.w_dim):
+            raise UsageError(f"w_plus must have shape [N, {self.num_ws}, {self.w_dim}], not {list(w_plus.shape)}")
+        if resolution is not None and self.architecture != "skip":
+            raise UsageError(f"a smaller picture needs the skip architecture; this generator is {self.architecture!r}")
+        noise = self.noise_per_layer(noise, len(w_plus))
+        w_plus = w_plus.to(self.b4.const.dtype)
+        dtype = dtype or self.b4.const.dtype
+        x = image = None
+        first_w = 0
+        for r in self.resolutions:
+            block = getattr(self, f"b{r}")
+            ws = w_plus[:, first_w : first_w + block.num_conv + 1]
+            x, image = block(x, image, ws, noise, f"b{r}", dtype)
+            first_w += block.num_conv
+            if r == resolution:
+                break
+        return image
+
+
+class Generator(nn.Module):
+    """StyleGAN2 generator: ``mapping`` takes z to w_plus, ``synthesis`` takes w_plus to pictures.
+
+    Args:
+        resolution: power of two, at least 8.
+        z_dim, w_dim: widths of the latent spaces.
+        c_dim: width of the label; 0 for an unconditional generator.
+        channels: feature maps per block resolution, ``{4: 256, 8: 256, ...}``; None takes
+            ``min(channel_base / r, channel_max)``, the papers' rule.
+        mapping_layers, mapping_lr_multiplier: depth and learning-rate multiplier of the mapping network.
+        architecture: "skip" (StyleGAN2's), "resnet" or "orig".
+        resample_filter: taps of the separable low-pass filter.
+        conv_clamp: clamp of every convolution's output, for half-precision generators; None for none.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        c_dim: int = 0,
+        channels: dict[int, int] | None = None,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        mapping_layers: int = 8,
+        mapping_lr_multiplier: float = 0.01,
+        architecture: str = "skip",
+        resample_filter: tuple[float, ...] = (1, 3, 3, 1),
+        conv_clamp: float | None = None,
+    ):
+        super().__init__()
+        self.resolution, self.z_dim, self.w_dim, self.c_dim = resolution, z_dim, w_dim, c_dim
+        table = channel_table(resolution, channels, channel_base, channel_max)
+        self.config = {
+            "resolution": resolution, "z_dim": z_dim, "w_dim": w_dim, "c_dim": c_dim, "channels": table,
+            "mapping_layers": mapping_layers, "mapping_lr_multiplier": mapping_lr_multiplier,
+            "architecture": architecture, "resample_filter": list(resample_filter), "conv_clamp": conv_clamp,
+        }  # fmt: skip
+        self.synthesis = SynthesisNetwork(w_dim, resolution, table, architecture, resample_filter, conv_clamp)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, mapping_layers, mapping_lr_multiplier)
+
+    @property
+    def w_avg(self) -> torch.Tensor:
+        """Mean of the mapped latents [w_dim], as tracked in training."""
+        return self.mapping.w_avg
+
+    def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, noise="const") -> torch.Tensor:
+        """z [N, z_dim] -> pictures [N, 3, R, R]; see ``mapping`` and ``synthesis``."""
+        return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise=noise)
+
+    def prepare(self, dtype: torch.dtype | None = None):
+        """Frozen, fast synthesis for inversion; see ``fastinv.models.prepared.PreparedGenerator``."""
+        from fastinv.models.prepared import PreparedGenerator
+
+        return PreparedGenerator(self, dtype)

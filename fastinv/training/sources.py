@@ -1,0 +1,81 @@
+"""Where training pictures come from: the procedural faces, rendered on the fly, or a folder of pictures."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from fastinv.data import faces
+from fastinv.errors import UsageError
+from fastinv.models.layers import normalize_second_moment
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class FacesSource:
+    """Endless train-split renders. Each face has a latent: the first coordinates of z say its attributes.
+
+    z [z_dim], scaled to a mean square of one as the mapping network does, has nearly standard normal coordinates, so
+    their normal distribution function gives the uniforms that the renderer's distribution is made of. The remaining
+    coordinates are free. This pairs latents with pictures for the trainer's paired term.
+    """
+
+    paired = True
+
+    def __init__(self, resolution: int, z_dim: int):
+        if z_dim < len(faces.NAMES) + 1:
+            raise UsageError(f"faces need z_dim of at least {len(faces.NAMES) + 1}, not {z_dim}")
+        self.resolution, self.z_dim = resolution, z_dim
+
+    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` new pairs: pictures [count, 3, resolution, resolution] in [-1, 1] and their z [count, z_dim]."""
+        z = torch.randn(count, self.z_dim)
+        images = faces.render(faces_attributes(z), resolution=self.resolution)
+        return shrink(images, resolution), z
+
+
+def faces_attributes(z: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The face attributes that latents z [N, z_dim] of a paired generator stand for: {name: [N]}."""
+    normal = normalize_second_moment(z)[:, : len(faces.NAMES)]
+    uniform = 0.5 * (1 + torch.erf(normal / math.sqrt(2)))
+    return faces.attributes_from_uniform(uniform.clamp(1e-6, 1 - 1e-6))
+
+
+class FolderSource:
+    """Random pictures of a folder (searched with its subfolders), centre-cropped, kept in memory as bytes.
+
+    Args:
+        folder: at least one readable picture; the first unreadable one is an error that names it.
+        resolution: side in pixels.
+        mirror: flip half of them horizontally.
+    """
+
+    paired = False
+
+    def __init__(self, folder: str | Path, resolution: int, z_dim: int, mirror: bool = False):
+        from fastinv.data.pictures import load_picture
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder of pictures; give a folder or the word faces")
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        if not paths:
+            raise UsageError(f"no pictures in {folder} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+        pictures = [load_picture(path, resolution) for path in paths]
+        self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures])
+        self.z_dim, self.mirror = z_dim, mirror
+
+    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` random pictures [count, 3, resolution, resolution] in [-1, 1], and unrelated latents."""
+        images = self.images[torch.randint(len(self.images), (count,))].float() / 127.5 - 1
+        if self.mirror:
+            flip = torch.rand(count) < 0.5
+            images[flip] = images[flip].flip(3)
+        return shrink(images, resolution), torch.randn(count, self.z_dim)
+
+
+def shrink(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Area average down to ``resolution``, a divisor of the present side."""
+    factor = images.shape[-1] // resolution
+    return F.avg_pool2d(images, factor) if factor > 1 else images
