@@ -1,0 +1,1 @@
+"""Data: the procedural portraits (faces) and pictures from files (pictures)."""
