@@ -1,0 +1,131 @@
+"""Latent spaces of a generator: Z (Gaussian noise), W (mapped, one vector) and W+ (one vector per style input).
+
+Shapes: z [N, z_dim], w [N, w_dim] (or [N, 1, w_dim]), w_plus [N, num_ws, w_dim].
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fastinv.data.pictures import atomic_file, shown
+from fastinv.errors import CheckpointError, UsageError
+
+SPACES = ("z", "w", "w+")
+FORMAT = "fastinv latent"
+
+
+@dataclass(frozen=True)
+class WStatistics:
+    """First and second moments of W, measured on mapped samples (float32, on the generator's device).
+
+    Attributes:
+        mean: [w_dim], the mean latent.
+        std: [w_dim], standard deviation of each coordinate.
+        radius: root mean square distance of a sample from the mean, ``sqrt(sum(std ** 2))``: the StyleGAN2 projector's
+            ``w_std``.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    radius: float
+
+
+@torch.no_grad()
+def w_statistics(G, samples: int = 10_000, seed: int = 0, batch: int = 1000) -> WStatistics:
+    """Mean and spread of W over random latents (Karras et al. 2020, appendix D, uses 10,000).
+
+    The same seed gives the same latents on every device. A conditional generator gets labels drawn uniformly from its
+    classes.
+
+    Raises:
+        UsageError: fewer than two samples.
+    """
+    if samples < 2:
+        raise UsageError(f"statistics of W need at least 2 samples, not {samples}")
+    random = torch.Generator().manual_seed(seed)
+    device = G.w_avg.device
+    mapped = []
+    for first in range(0, samples, batch):
+        count = min(batch, samples - first)
+        z = torch.randn(count, G.z_dim, generator=random)
+        label = None
+        if G.c_dim:
+            classes = torch.randint(G.c_dim, (count,), generator=random)
+            label = torch.nn.functional.one_hot(classes, G.c_dim).float().to(device)
+        mapped.append(G.mapping(z.to(device), label)[:, 0].double())
+    w = torch.cat(mapped)
+    std, mean = torch.std_mean(w, dim=0, correction=0)
+    return WStatistics(mean.float(), std.float(), std.square().sum().sqrt().item())
+
+
+def mean_latent(G) -> torch.Tensor:
+    """The generator's average w [w_dim]: the one tracked in training, or measured where there is none (all zero)."""
+    tracked = G.w_avg.detach()
+    return tracked if tracked.any() else w_statistics(G).mean.to(tracked.dtype)
+
+
+def truncate(w: torch.Tensor, mean: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
+    """Truncation trick: ``mean + psi * (w - mean)``, on the first ``cutoff`` style inputs only if that is given.
+
+    Args:
+        w: [N, w_dim] or [N, L, w_dim].
+        mean: [w_dim].
+        psi: 1 leaves w alone, 0 gives the mean.
+        cutoff: number of leading style inputs to truncate (w must be [N, L, w_dim]); None truncates all.
+    """
+    truncated = mean + psi * (w - mean)
+    if cutoff is None:
+        return truncated
+    if w.ndim != 3:
+        raise UsageError(f"a truncation cutoff needs w+ codes [N, num_ws, w_dim], not {list(w.shape)}")
+    return torch.cat([truncated[:, :cutoff], w[:, cutoff:]], dim=1)
+
+
+def expand(w: torch.Tensor, num_ws: int) -> torch.Tensor:
+    """One vector per style input: [N, w_dim], [N, 1, w_dim] or [N, num_ws, w_dim] -> [N, num_ws, w_dim] (a view)."""
+    wide = w.unsqueeze(1) if w.ndim == 2 else w
+    if wide.ndim != 3 or wide.shape[1] not in (1, num_ws):
+        raise UsageError(f"w must be [N, w_dim], [N, 1, w_dim] or [N, {num_ws}, w_dim], not {list(w.shape)}")
+    return wide.expand(-1, num_ws, -1)
+
+
+def to_w_plus(G, latent: torch.Tensor, space: str) -> torch.Tensor:
+    """Convert a code of any space ("z", "w" or "w+") to w_plus [N, num_ws, w_dim].
+
+    Raises:
+        UsageError: unknown space, or a shape that does not belong to it.
+    """
+    if space not in SPACES:
+        raise UsageError(f"unknown latent space {space!r}; known are {', '.join(SPACES)}")
+    if space == "z":
+        return G.mapping(latent)
+    if space == "w+" and latent.shape[1:] != (G.num_ws, G.w_dim):
+        raise UsageError(f"a w+ code must have shape [N, {G.num_ws}, {G.w_dim}], not {list(latent.shape)}")
+    return expand(latent, G.num_ws)
+
+
+def save_latent(path: str | Path, w_plus: torch.Tensor, metadata: dict[str, str] | None = None) -> None:
+    """Write codes w_plus [N, num_ws, w_dim] as safetensors with metadata (strings); complete or not at all."""
+    tensors = {"w_plus": w_plus.detach().cpu().contiguous()}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, **(metadata or {})})
+
+
+def load_latent(path: str | Path) -> torch.Tensor:
+    """Read codes w_plus [N, num_ws, w_dim] that ``save_latent`` wrote.
+
+    Raises:
+        FileNotFoundError: no such file. CheckpointError: damaged, or not a latent file.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise CheckpointError(f"{shown(path)} holds no latent code: it was not written by fastinv invert")
+            return file.get_tensor("w_plus")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {shown(path)}: {error}") from error
