@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from fastinv.checkpoints import save_network
 from fastinv.errors import FastinvError, UsageError
@@ -52,6 +53,13 @@ def paired_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         (1, 2, 3)
     )
     return error.abs().mean((1, 2, 3)) + error.square().mean((1, 2, 3)) + half.abs().mean((1, 2, 3)) + 0.5 * edges
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int = 8):
+    """Write pictures [N, 3, R, R] in [-1, 1], N a multiple of ``columns``, as one PNG."""
+    n, _, r, _ = images.shape
+    rows = images.view(n // columns, columns, 3, r, r).permute(0, 3, 1, 4, 2).reshape(n // columns * r, columns * r, 3)
+    Image.fromarray(((rows + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(path)
 
 
 class Trainer:
@@ -236,13 +244,11 @@ class Trainer:
         }  # fmt: skip
         save_network(self.G_ema, self.out / "generator.safetensors", torch.float16, origin)
         save_network(self.D, self.out / "discriminator.safetensors", torch.float16, origin)
-        from fastinv.report import grid
-
         _, resolution, _ = next(phase for phase in self.schedule if self.images / 1000 < phase[0])
         with torch.no_grad():
             w_plus = self.G_ema.mapping(self.sample_z)
             samples = self.G_ema.synthesis(w_plus, noise="const", resolution=resolution)
-        grid(samples, 8).save(self.out / f"samples_{self.images // 1000:06d}.png")
+        save_grid(samples, self.out / f"samples_{self.images // 1000:06d}.png")
 
     def log(self, file, speed: float):
         """One JSON line to the log file, and the same for people."""

@@ -39,7 +39,9 @@ def faces_attributes(z: torch.Tensor) -> dict[str, torch.Tensor]:
     """The face attributes that latents z [N, z_dim] of a paired generator stand for: {name: [N]}."""
     normal = normalize_second_moment(z)[:, : len(faces.NAMES)]
     uniform = 0.5 * (1 + torch.erf(normal / math.sqrt(2)))
-    return faces.attributes_from_uniform(uniform.clamp(1e-6, 1 - 1e-6))
+    # Snapped to the train split's lattice (see faces.sample_uniform): no held-out face is ever drawn.
+    k = (uniform * 2**22).floor().clamp(0, 2**22 - 1)
+    return faces.attributes_from_uniform((4 * k + 1) / 2**24)
 
 
 class FolderSource:
