@@ -1,8 +1,54 @@
-# make demo   set up (first time only), then invert a render and a photograph with the embedded generator
-# make test   set up (first time only), then every check and test
-# make native build the native library into the source tree for the Python that PYTHON names (development)
+# make demo    set up (the first time only), then invert a render and a photograph with the embedded generator
+# make test    set up (the first time only), then ruff and the tests; PYTEST_ARGS="-k upfirdn2d" narrows them down
+# make native  build the native library into the source tree for the Python that PYTHON names; nothing else (development)
+# make format  format the C++ sources, sort imports
+# make clean   remove .venv and everything that was built
+# Needs Python >= 3.10 (PYTHON=python3.12 picks one), a C++ compiler and make; the rest is installed into .venv.
+# PIP_ARGS is handed to pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the CPU build of torch.
 PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CSRC := $(shell find csrc -type f) CMakeLists.txt setup.py
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: native
+.PHONY: demo test native format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed $(VENV)/.native
+	$(VENV)/bin/fastinv demo
+
+test: $(VENV)/.installed $(VENV)/.native
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
 native:
-	@mkdir -p build && flock build/.lock $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) setup.py -q build_ext --inplace
+
+format: $(VENV)/.dependencies
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(RUN) -m ruff check --select I --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastinv/_native*.so fastinv/_build.json
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastinv needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0] + "; type: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.created constraints.txt
+	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r constraints.txt
+	@touch $@
+
+# The library is also rebuilt when somebody removed it.
+ifeq ($(wildcard fastinv/_native.so),)
+.PHONY: $(VENV)/.native
+endif
+$(VENV)/.native: $(VENV)/.dependencies $(CSRC)
+	$(RUN) setup.py -q build_ext --inplace
+	@touch $@
+
+# Puts the package (as a link to this folder) and the fastinv command into .venv; the library is there already.
+$(VENV)/.installed: $(VENV)/.native pyproject.toml
+	$(RUN) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@

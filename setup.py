@@ -4,11 +4,14 @@ Environment: FASTINV_CUDA=0|1 (default: built when nvcc is found and torch is a 
 "9.0" or "8.0;9.0+PTX"), MAX_JOBS (parallel compile jobs), CXX (the C++ compiler).
 """
 
+import fcntl
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,22 +19,46 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-LIBRARIES = ("_native.so", "_native_cuda.so")
+BUILD = ROOT / "build" / "native"
+
+
+def torch_folder() -> str:
+    """Where torch is. An isolated build (`pip install .`) hides it; pip runs it with the environment's own Python, though,
+    and the stable ABI lets us build against any torch >= 2.10, so look into that environment as well."""
+    spec = importlib.util.find_spec("torch")
+    if spec is not None:
+        return spec.submodule_search_locations[0]
+    for kind in ("purelib", "platlib"):
+        folder = Path(sysconfig.get_path(kind)) / "torch"
+        if (folder / "version.py").is_file():
+            return str(folder)
+    sys.exit(
+        "fastinv: no torch found to build against. Install torch >= 2.10 (see https://pytorch.org), "
+        "then type: pip install --no-build-isolation ."
+    )
 
 
 def tool(name: str) -> str:
-    """Path of cmake or ninja: from this Python's environment if installed there, else from PATH."""
-    here = Path(sys.executable).parent / name
-    found = str(here) if here.is_file() else shutil.which(name)
+    """Path of cmake or ninja: the one of the Python package of that name, else from PATH."""
+    if importlib.util.find_spec(name) is not None:
+        module = importlib.import_module(name)
+        return str(Path(getattr(module, "CMAKE_BIN_DIR", None) or module.BIN_DIR) / name)
+    found = shutil.which(name)
     if found is None:
         sys.exit(f"fastinv: {name} is missing; type: {sys.executable} -m pip install cmake ninja")
     return found
 
 
+def run(*command: str) -> None:
+    if subprocess.run(command).returncode != 0:
+        sys.exit("fastinv: the native build failed, see the messages above; the failed command: " + " ".join(command))
+
+
 def put(source: Path, target: Path) -> None:
     """Copy under a temporary name and rename: a process that has the old library loaded keeps it whole."""
-    temporary = target.with_name(target.name + f".{os.getpid()}.tmp")
-    shutil.copy2(source, temporary)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.copy(source, temporary)
     os.replace(temporary, target)
 
 
@@ -39,43 +66,44 @@ class CMakeBuild(build_ext):
     """Configures and builds with CMake and Ninja, then puts the libraries and _build.json into the package."""
 
     def run(self) -> None:
-        if importlib.util.find_spec("torch") is None:
-            sys.exit(
-                "fastinv: no torch in the build environment (pip builds in isolation by default); "
-                "install torch >= 2.10 first, then type: pip install --no-build-isolation ."
-            )
-        build = ROOT / "build" / "native"
-        configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
-        configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DFASTINV_PYTHON={sys.executable}"]
-        # Always said, so that a value cached by an earlier build cannot linger.
-        configure += [f"-D{name}={os.environ.get(name, '')}" for name in ("FASTINV_CUDA", "TORCH_CUDA_ARCH_LIST")]
-        jobs = os.environ.get("MAX_JOBS")
-        for command in (configure, [tool("cmake"), "--build", str(build)] + (["-j", jobs] if jobs else [])):
-            if subprocess.run(command).returncode != 0:
-                sys.exit("fastinv: the native build failed; the compiler's message is above. Failed: " + " ".join(command))
-        package = ROOT / "fastinv" if self.inplace else Path(self.build_lib) / "fastinv"
-        package.mkdir(parents=True, exist_ok=True)
-        put(build / "_build.json", package / "_build.json")
-        for name in LIBRARIES:
-            if (build / name).is_file() and self.is_current(build, name):
-                put(build / name, package / name)
-            else:
-                (package / name).unlink(missing_ok=True)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with open(BUILD / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one tree take turns
+            self.build()
 
-    @staticmethod
-    def is_current(build: Path, name: str) -> bool:
-        """False for a CUDA library left over from an earlier build with another FASTINV_CUDA."""
-        return name != "_native_cuda.so" or '"built": true' in (build / "_build.json").read_text()
+    def build(self) -> None:
+        options = {"CMAKE_MAKE_PROGRAM": tool("ninja"), "FASTINV_PYTHON": sys.executable, "FASTINV_TORCH_DIR": torch_folder()}
+        # Always said, so that a value that an earlier build cached cannot linger.
+        options |= {name: os.environ.get(name, "") for name in ("FASTINV_CUDA", "TORCH_CUDA_ARCH_LIST")}
+        cmake = tool("cmake")
+        run(cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items()))
+        jobs = os.environ.get("MAX_JOBS")
+        run(cmake, "--build", str(BUILD), *(["-j", jobs] if jobs else []))
+
+        package = ROOT / "fastinv" if self.inplace else Path(self.build_lib) / "fastinv"
+        built = {"_native.so": True, "_native_cuda.so": json.loads((BUILD / "_build.json").read_text())["cuda"]["built"]}
+        for name, fresh in built.items():
+            if fresh:
+                put(BUILD / name, package / name)
+            else:  # left over from an earlier build with another FASTINV_CUDA
+                (package / name).unlink(missing_ok=True)
+        put(BUILD / "_build.json", package / "_build.json")
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
 
 
 class Wheel(bdist_wheel):
-    """The library has no Python symbols and LibTorch's stable ABI: one wheel for every Python 3 of a platform."""
+    """The library has no Python symbols and uses LibTorch's stable ABI: one wheel serves every Python 3 of a platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
 setup(
-    ext_modules=[Extension("fastinv._native", [])],  # tells setuptools that the wheel is not pure Python
+    ext_modules=[Extension("fastinv._native", [])],  # no sources: says that the wheel is not pure Python
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )
