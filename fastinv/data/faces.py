@@ -1,8 +1,8 @@
 """Procedural portraits with known attributes: the data set of the embedded default generator.
 
 `sample` draws attributes and pictures, `render` draws pictures of given attributes. Everything is plain vectorised
-torch: any resolution, any device, anti-aliased by coverage (a mask goes from 0 to 1 over one pixel), continuous in every
-attribute but glasses. How a picture is made: fastinv.data.portrait.
+torch: any resolution, any device, anti-aliased by coverage (a mask goes from 0 to 1 over one pixel), continuous in
+every attribute but glasses. How a picture is made: fastinv.data.portrait.
 
 Distribution: all attributes are independent. Each is uniform on [low, high], except that `zeros` of the probability
 mass sits at exactly `low` (hair_grey 0.3, beard 0.4); glasses is 1 with probability 0.4, else 0.
@@ -40,7 +40,7 @@ ATTRIBUTES: dict[str, Attribute] = {
     "hair_hue": _continuous(0, 1, "natural hair colour: black, brown, chestnut, copper, blond"),
     "skin_tone": _continuous(0, 1, "light (0) to dark (1) skin"),
     "glasses": Attribute("binary", 0, 1, 0.6, "wears round glasses (1) or not (0)"),
-    "beard": _continuous(0, 1, "clean-shaven (0) over stubble to full beard (1)", zeros=0.4),
+    "beard": _continuous(0, 1, "clean-shaven (0) over stubble to full beard (0.9 and above)", zeros=0.4),
     "bg_hue": _continuous(0, 1, "background colour: blue, teal, green, yellow, orange, pink, violet"),
     "bg_light": _continuous(0, 1, "background dark (0) to bright (1)"),
     "light": _continuous(-1, 1, "light comes from the picture's left (-1) or right (1)"),

@@ -1,7 +1,7 @@
 """Training of the attribute network on portraits rendered as it goes.
 
-The shipped weights: ``python -m fastinv.training.attributes --seed 0 --steps N --out fastinv/weights/attributes.safetensors``
-(the exact line and its output are in docs/training/attributes.log).
+``python -m fastinv.training.attributes --seed 0 --steps 5000 --out fastinv/weights/attributes.safetensors`` made the
+shipped weights; its output is docs/training/attributes.log.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastinv.data import faces
 from fastinv.errors import UsageError
-from fastinv.models.attributes import AttributeNetwork
+from fastinv.models.attributes import CHANNELS, AttributeNetwork
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,9 +61,9 @@ def evaluate(network: AttributeNetwork, n: int = 1000, seed: int = 0) -> dict[st
 def train(
     steps: int,
     seed: int = 0,
-    batch: int = 64,
-    channels: tuple[int, ...] = (24, 48, 96, 160, 128),
-    learning_rate: float = 3e-3,
+    batch: int = 32,
+    channels: tuple[int, ...] = CHANNELS,
+    learning_rate: float = 2e-3,
     device: str = "cpu",
     log=print,
 ) -> AttributeNetwork:
@@ -129,9 +129,9 @@ def save(network: AttributeNetwork, path: str | Path, training: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--channels", type=int, nargs=5, default=[24, 48, 96, 160, 128], metavar="C")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--channels", type=int, nargs=5, default=CHANNELS, metavar="C")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
