@@ -3,6 +3,7 @@
 Environment: FASTINV_DISABLE_NATIVE=1 hides the library; FASTINV_LIBRARY=/path/_native.so loads another build of it.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -27,13 +28,21 @@ def _load(path: Path) -> str:
     return ""
 
 
+def build_info() -> dict:
+    """What the build noted about itself beside the library (_build.json of CMakeLists.txt); {} if there is no note."""
+    try:
+        return json.loads(_library.with_name("_build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 _library = Path(os.environ.get("FASTINV_LIBRARY") or PACKAGE / "_native.so")
 _cuda_library = _library.with_name("_native_cuda.so")
 _why_not = _load(_library)
 if _why_not:
     _cuda_why_not = _why_not
 elif not _cuda_library.is_file():
-    _cuda_why_not = "the CUDA part was not built"  # why not is in _build.json, see fastinv info
+    _cuda_why_not = "not built: " + build_info().get("cuda", {}).get("reason", f"{_cuda_library} does not exist")
 else:
     _cuda_why_not = _load(_cuda_library)
 

@@ -1,6 +1,4 @@
-"""Chooses between the native kernel and the plain torch reference of an op, and remembers why."""
-
-import functools
+"""Chooses between the native kernels and the plain torch reference of an op, and remembers why."""
 
 import torch
 
@@ -17,30 +15,57 @@ DTYPES = {
 fallbacks: dict[tuple[str, str, str], int] = {}
 
 
-@functools.cache
-def obstacle(op: str, device_type: str, dtype: torch.dtype) -> str:
-    """Why `op` has no native kernel for this device and dtype; "" if it has one."""
+def _registered_kernels() -> dict[str, frozenset[str]]:
+    """Name of each native op (without the namespace) -> device types that have a kernel of it."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastinv::")]
+    keys = {"cpu": "CPU", "cuda": "CUDA"}
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        name.removeprefix("fastinv::"): frozenset(device for device, key in keys.items() if has_kernel(name, key))
+        for name in names
+    }
+
+
+# Looked up once, here: the library never changes after it was loaded, and torch.compile cannot trace the look-up.
+KERNELS = _registered_kernels() if _ext.available() else {}
+_obstacles: dict[tuple[str, str, torch.dtype], str] = {}
+
+
+def kernels_of(op: str) -> list[str]:
+    """The native ops that `op` needs: its own name and those that start with it (bias_act, bias_act_backward, ...)."""
+    return sorted(name for name in KERNELS if name == op or name.startswith(op + "_"))
+
+
+def _find_obstacle(op: str, device_type: str, dtype: torch.dtype) -> str:
     if not _ext.available():
         return f"the native library is not loaded: {_ext.why_not()}"
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    if key is None:
+    if device_type not in DTYPES:
         return f"there are no native kernels for device {device_type}"
-    if key == "CUDA" and not _ext.cuda_available():
+    if device_type == "cuda" and not _ext.cuda_available():
         return f"the CUDA kernels are not loaded: {_ext.cuda_why_not()}"
-    name = f"fastinv::{op}"
-    if torch._C._get_operation_overload(name, "") is None or not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
-        return f"{op} has no native {key} kernel"
+    needed = kernels_of(op)
+    missing = [name for name in needed if device_type not in KERNELS[name]]
+    if missing or not needed:
+        return f"there is no native {device_type} kernel of {', '.join(missing or [op])}"
     if dtype not in DTYPES[device_type]:
-        known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES[device_type])
-        return f"the native {key} kernels take {known}, not {str(dtype).removeprefix('torch.')}"
+        known = ", ".join(str(known_dtype).removeprefix("torch.") for known_dtype in DTYPES[device_type])
+        return f"the native {device_type} kernels take {known}, not {str(dtype).removeprefix('torch.')}"
     return ""
+
+
+def obstacle(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """Why `op` has no native kernels for this device type and dtype; "" if it has all it needs."""
+    key = (op, device_type, dtype)
+    if key not in _obstacles:
+        _obstacles[key] = _find_obstacle(*key)
+    return _obstacles[key]
 
 
 def choose(op: str, impl: str, x: torch.Tensor, *checks: tuple[bool, str]) -> str:
     """Decide how to run `op` on the leading tensor `x`: "native" or "ref".
 
     Args:
-        op: name of the op, as in torch.ops.fastinv.
+        op: name of the op; it needs every native op of that name or that starts with it (see `kernels_of`).
         impl: "auto" (native if it can, else the reference), "native" (an error if it cannot) or "ref".
         x: the leading tensor; its device and dtype decide.
         checks: further (fine, reason) pairs of the op; the first that is not fine is the reason for the reference.
