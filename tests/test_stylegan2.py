@@ -163,3 +163,42 @@ def test_bad_arguments_are_refused(call, message):
     G = Generator(8, 8, 8, channels={4: 4, 8: 4}, mapping_layers=1)
     with pytest.raises(UsageError, match=message):
         call(G)
+
+
+def test_prepared_generator_gives_the_same_pictures_and_gradients(golden):
+    G, expected, _ = golden
+    P = G.prepare()
+    w_plus = expected["w_plus_mixed"].clone().requires_grad_(True)
+    maps = {n: expected[f"noise_const.{n}"].clone().requires_grad_(True) for n in G.synthesis.noise_layers()}
+    image = P.synthesis(w_plus, noise=maps)
+    assert relative_error(image, expected["image_mixed_const"]) < 1e-10
+    gradients = torch.autograd.grad((image * expected["cotangent"]).sum(), [w_plus, *maps.values()])
+    assert relative_error(gradients[0], expected["grad.w_plus_mixed"]) < 1e-10
+    for name, gradient in zip(maps, gradients[1:], strict=True):
+        assert relative_error(gradient, expected[f"grad.noise_const.{name}"]) < 1e-10, name
+
+
+def test_prepared_generator_is_independent_and_frozen():
+    G = Generator(8, 8, 8, channels={4: 4, 8: 4}, mapping_layers=1)
+    P = G.prepare()
+    w_plus = G.mapping(torch.randn(2, 8)).detach()
+    before = P.synthesis(w_plus)
+    assert not before.requires_grad
+    with torch.no_grad():
+        G.synthesis.b8.conv1.weight.zero_()
+    assert torch.equal(P.synthesis(w_plus), before)
+    assert all(p.requires_grad for p in G.parameters())
+    assert "weight_sumsq" not in " ".join(G.state_dict())
+    with pytest.raises(UsageError, match="dtype must be one of"):
+        G.prepare(torch.int8)
+
+
+def test_prepared_bfloat16_is_as_close_as_the_training_path(golden):
+    G, expected, _ = golden
+    w_plus = expected["w_plus"].float()
+    exact = expected["image_const"]
+    G = G.float()
+    with torch.no_grad():
+        plain = G.synthesis(w_plus, dtype=torch.bfloat16)
+        fast = G.prepare(torch.bfloat16).synthesis(w_plus)
+    assert float((fast - exact).norm()) <= 2 * float((plain - exact).norm())

@@ -21,7 +21,7 @@ from fastinv.models.layers import (
     mapping_layers,
     normalize_second_moment,
 )
-from fastinv.ops import bias_act, modulated_conv2d, setup_filter, upsample2d
+from fastinv.ops import bias_act, modulated_conv2d, setup_filter, styled_conv, upsample2d
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -93,6 +93,7 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+        self.register_buffer("weight_sumsq", None, persistent=False)  # set by PreparedGenerator: the layer is frozen
 
     def noise_map(self, noise, batch: int) -> torch.Tensor | None:
         """The unscaled map [R, R] or [N, 1, R, R] for a noise mode or a given map; None for no noise."""
@@ -106,15 +107,22 @@ class SynthesisLayer(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise="const", gain: float = 1.0) -> torch.Tensor:
         styles = self.affine(w)
         noise = self.noise_map(noise, len(x))
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        gain = activation_gain("lrelu") * gain
+        resample_filter = self.resample_filter.float()
+        if self.weight_sumsq is not None:
+            return styled_conv(
+                x, self.weight, styles, self.bias, noise, self.noise_strength, up=self.up,
+                resample_filter=resample_filter, gain=gain, clamp=clamp, weight_sumsq=self.weight_sumsq,
+            )  # fmt: skip
         if noise is not None:
             noise = (noise * self.noise_strength).to(x.dtype)
             noise = noise if noise.ndim == 4 else noise[None, None]
         x = modulated_conv2d(
-            x, self.weight, styles, noise=noise, up=self.up, padding=1,
-            resample_filter=self.resample_filter.float(), flip_weight=self.up == 1, fused_modconv=False,
+            x, self.weight, styles, noise=noise, up=self.up, padding=1, resample_filter=resample_filter,
+            flip_weight=self.up == 1, fused_modconv=False,
         )  # fmt: skip
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias.to(x.dtype), act="lrelu", gain=activation_gain("lrelu") * gain, clamp=clamp)
+        return bias_act(x, self.bias.to(x.dtype), act="lrelu", gain=gain, clamp=clamp)
 
 
 class ToRGBLayer(nn.Module):

@@ -89,7 +89,7 @@ class Trainer:
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         # Lazy R1 takes one step more in R1_INTERVAL; the moments are adjusted so that Adam sees the same horizon.
         ratio = R1_INTERVAL / (R1_INTERVAL + 1)
-        self.g_optimizer = torch.optim.Adam(self.G.parameters(), options.g_lr, (0.0, 0.99), 1e-8, fused=True)
+        self.g_optimizer = torch.optim.Adam(self.G.parameters(), options.g_lr, (options.g_beta1, 0.99), 1e-8, fused=True)
         self.d_optimizer = torch.optim.Adam(
             self.D.parameters(), options.d_lr * ratio, (0.0, 0.99**ratio), 1e-8, fused=True
         )
@@ -232,6 +232,8 @@ class Trainer:
         for name in ("step", "images", "seconds", "averages", "path_length_mean"):
             setattr(self, name, state[name])
         torch.set_rng_state(state["random"])
+        for group in self.g_optimizer.param_groups:  # the options of this command hold, not those of the last
+            group["betas"] = (self.options.g_beta1, 0.99)
 
     def checkpoint(self):
         """Write state.pt, both networks in half precision and a sample grid; each appears whole or not at all."""
@@ -314,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--progressive", default="", help="smaller pictures first: side:until_kimg[:batch],...")
     p.add_argument("--g-lr", type=float, default=0.003)
+    p.add_argument("--g-beta1", type=float, default=0.0, help="Adam's beta1 for the generator; 0.9 suits --paired-only")
     p.add_argument("--d-lr", type=float, default=0.003)
     p.add_argument("--decay", type=float, default=0.0, help="share of the run, at its end, with falling learning rates")
     p.add_argument("--r1-gamma", type=float, default=0.5)
@@ -339,7 +342,7 @@ def check_options(options: argparse.Namespace):
     for name in ("paired", "paired_only", "r1_gamma", "path_length"):
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, not {getattr(options, name)}")
-    for name in ("style_mixing", "decay"):
+    for name in ("style_mixing", "decay", "g_beta1"):
         if not 0 <= getattr(options, name) <= 1:
             raise UsageError(f"--{name.replace('_', '-')} must be within 0 and 1, not {getattr(options, name)}")
     if options.paired_only > 0 and options.paired == 0:
