@@ -1,4 +1,4 @@
-"""Builds the native library by calling CMake (CMakeLists.txt is the one build description); metadata is in pyproject.toml.
+"""Builds the native library by calling CMake: CMakeLists.txt is the one build description, metadata is in pyproject.toml.
 
 Environment: FASTINV_CUDA=0|1 (default: built when nvcc is found and torch is a CUDA build), TORCH_CUDA_ARCH_LIST (e.g.
 "9.0" or "8.0;9.0+PTX"), MAX_JOBS (parallel compile jobs), CXX (the C++ compiler).
@@ -23,8 +23,8 @@ BUILD = ROOT / "build" / "native"
 
 
 def torch_folder() -> str:
-    """Where torch is. An isolated build (`pip install .`) hides it; pip runs it with the environment's own Python, though,
-    and the stable ABI lets us build against any torch >= 2.10, so look into that environment as well."""
+    """Where torch is. An isolated build (`pip install .`) hides it, but runs with the Python of the environment, and the
+    stable ABI lets us build against any torch >= 2.10: so look into that environment as well."""
     spec = importlib.util.find_spec("torch")
     if spec is not None:
         return spec.submodule_search_locations[0]
@@ -72,7 +72,8 @@ class CMakeBuild(build_ext):
             self.build()
 
     def build(self) -> None:
-        options = {"CMAKE_MAKE_PROGRAM": tool("ninja"), "FASTINV_PYTHON": sys.executable, "FASTINV_TORCH_DIR": torch_folder()}
+        options = {"FASTINV_PYTHON": sys.executable, "FASTINV_TORCH_DIR": torch_folder()}
+        options["CMAKE_MAKE_PROGRAM"] = tool("ninja")
         # Always said, so that a value that an earlier build cached cannot linger.
         options |= {name: os.environ.get(name, "") for name in ("FASTINV_CUDA", "TORCH_CUDA_ARCH_LIST")}
         cmake = tool("cmake")
@@ -81,9 +82,9 @@ class CMakeBuild(build_ext):
         run(cmake, "--build", str(BUILD), *(["-j", jobs] if jobs else []))
 
         package = ROOT / "fastinv" if self.inplace else Path(self.build_lib) / "fastinv"
-        built = {"_native.so": True, "_native_cuda.so": json.loads((BUILD / "_build.json").read_text())["cuda"]["built"]}
-        for name, fresh in built.items():
-            if fresh:
+        notes = json.loads((BUILD / "_build.json").read_text())
+        for name, built in {"_native.so": True, "_native_cuda.so": notes["cuda"]["built"]}.items():
+            if built:
                 put(BUILD / name, package / name)
             else:  # left over from an earlier build with another FASTINV_CUDA
                 (package / name).unlink(missing_ok=True)
@@ -97,7 +98,7 @@ class CMakeBuild(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """The library has no Python symbols and uses LibTorch's stable ABI: one wheel serves every Python 3 of a platform."""
+    """No Python symbols in the library, and LibTorch's stable ABI: one wheel serves every Python 3 of a platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -1,4 +1,4 @@
-"""Loads the native library: the only place that does. Says why when it cannot; importing this module never fails for it.
+"""Loads the native library, in this one place. When it cannot, it says why; importing this module does not fail for it.
 
 Environment: FASTINV_DISABLE_NATIVE=1 hides the library; FASTINV_LIBRARY=/path/_native.so loads another build of it.
 """
