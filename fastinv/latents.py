@@ -47,16 +47,12 @@ def w_statistics(G, samples: int = 10_000, seed: int = 0, batch: int = 1000) -> 
         raise UsageError(f"statistics of W need at least 2 samples, not {samples}")
     random = torch.Generator().manual_seed(seed)
     device = G.w_avg.device
-    mapped = []
-    for first in range(0, samples, batch):
-        count = min(batch, samples - first)
-        z = torch.randn(count, G.z_dim, generator=random)
-        label = None
-        if G.c_dim:
-            classes = torch.randint(G.c_dim, (count,), generator=random)
-            label = torch.nn.functional.one_hot(classes, G.c_dim).float().to(device)
-        mapped.append(G.mapping(z.to(device), label)[:, 0].double())
-    w = torch.cat(mapped)
+    z = torch.randn(samples, G.z_dim, generator=random).to(device).split(batch)
+    labels = [None] * len(z)
+    if G.c_dim:
+        classes = torch.randint(G.c_dim, (samples,), generator=random).to(device)
+        labels = torch.nn.functional.one_hot(classes, G.c_dim).float().split(batch)
+    w = torch.cat([G.mapping(part, label)[:, 0].double() for part, label in zip(z, labels, strict=True)])
     std, mean = torch.std_mean(w, dim=0, correction=0)
     return WStatistics(mean.float(), std.float(), std.square().sum().sqrt().item())
 

@@ -85,7 +85,7 @@ def invert(
     mask = None if mask is None else mask.detach().to(target)
 
     with frozen(G):
-        frozen_synthesis = _synthesis(G)
+        frozen_synthesis = G.prepare().synthesis if hasattr(G, "prepare") else G.synthesis
 
         def synthesis(w_plus, **arguments):
             return frozen_synthesis(w_plus, **arguments).to(dtype)
@@ -126,14 +126,6 @@ def invert(
     if trace.failed:
         raise NonFiniteLossError(result, trace.failed)
     return result
-
-
-def _synthesis(G):
-    """The generator's fast frozen synthesis if it has one."""
-    try:
-        return G.prepare().synthesis
-    except (AttributeError, ImportError):  # not every generator can be prepared
-        return G.synthesis
 
 
 def _plain(value):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fastinv.inversion.adam import Adam
+
 CHECK_EVERY = 10  # steps between looks at the losses from the host: each one waits for the device
 
 
@@ -126,9 +128,7 @@ def optimize(
     start = next(iter(variables.values()))
     count, device = len(start), start.device
     current = {name: value.detach().clone().requires_grad_() for name, value in variables.items()}
-    rates = learning_rate if isinstance(learning_rate, dict) else dict.fromkeys(variables, learning_rate)
-    groups = [{"params": [value], "base": rates[name]} for name, value in current.items()]
-    optimizer = torch.optim.Adam(groups, lr=0.0, betas=betas, eps=eps)
+    adam = Adam(current, learning_rate, betas, eps)
     names = ["total", *(term.name for term in terms)]
     rows = torch.arange(count, device=device)  # the pictures still in the batch
     tracker = _Tracker(current, keep)
@@ -141,6 +141,7 @@ def optimize(
             images = render(current)
             values = [term.weight * term.loss(images if term.of == "images" else current) for term in terms]
             total = torch.stack(values).sum(0)
+            objective = total.sum()
         tracker.update(step, total.detach(), current)
         measured = _all_pictures(torch.stack([total, *values], dim=1).detach(), rows, count).T
         curves.append(measured)
@@ -154,11 +155,9 @@ def optimize(
         if step == steps:
             break
 
-        optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * (1.0 if schedule is None else schedule(step, steps))
-        optimizer.step()
+        gradients = torch.autograd.grad(objective, list(current.values()))
+        factor = 1.0 if schedule is None else schedule(step, steps)
+        adam.step(dict(zip(current, gradients, strict=True)), factor)
 
         if step % CHECK_EVERY == 0 and (bad := tracker.bad_step >= 0).any():
             if bad.all():
@@ -167,10 +166,10 @@ def optimize(
             good = (~bad).nonzero()[:, 0]
             rows, terms = rows[good], [term.select(good) for term in terms]
             tracker.select(good)
-            current = _select(optimizer, current, good)
+            current = adam.select(good)
 
     tracker.store(kept, kept_step, failed, rows)
-    history = torch.stack(curves).cpu()
+    history = torch.stack(curves).double().cpu()
     losses = {name: history[:, index] for index, name in enumerate(names)}
     return Trace(kept, losses, kept_step.cpu(), len(curves) - 1, stopped, dict(sorted(failed.items())))
 
@@ -215,15 +214,3 @@ def _all_pictures(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch
     full = values.new_full((count, *values.shape[1:]), math.nan)
     full[rows] = values
     return full
-
-
-def _select(optimizer: torch.optim.Adam, current: dict[str, torch.Tensor], good: torch.Tensor) -> dict:
-    """The variables of the pictures that stay, with their moments moved over in the optimiser."""
-    chosen = {}
-    for group, (name, old) in zip(optimizer.param_groups, current.items(), strict=True):
-        new = old.detach()[good].requires_grad_()
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {key: value[good] if value.shape == old.shape else value for key, value in state.items()}
-        group["params"] = [new]
-        chosen[name] = new
-    return chosen

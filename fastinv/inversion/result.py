@@ -52,8 +52,10 @@ class InversionResult:
             self.settings,
         )
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, pictures: dict[str, Image.Image] | None = None) -> Path:
         """Write latent.safetensors, reconstruction.png (pictures side by side) and result.json.
+
+        `pictures`: more PNG files to write with them, file name -> Pillow image.
 
         A new folder appears whole or not at all. In an existing one other files stay, and result.json is the last file
         to be replaced, so a folder with a result.json is complete at any moment.
@@ -71,11 +73,13 @@ class InversionResult:
             metadata["generator_sha256"] = str(self.settings.get("generator", {}).get("sha256"))
             save_latent(temporary / LATENT, self.w_plus, metadata)
             save_picture(torch.cat(list(self.images), dim=-1), temporary / PICTURE)
+            for name, picture in (pictures or {}).items():
+                save_picture(picture, temporary / name)
             document = {"settings": self.settings, "metrics": self.metrics, "losses": _lists(self.losses)}
             (temporary / RESULT).write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
             if folder.is_dir():
                 (folder / RESULT).unlink(missing_ok=True)
-                for name in (LATENT, PICTURE, RESULT):
+                for name in (LATENT, PICTURE, *(pictures or ()), RESULT):
                     os.replace(temporary / name, folder / name)
             else:
                 os.rename(temporary, folder)
