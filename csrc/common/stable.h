@@ -87,6 +87,11 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// Whether to compute in NHWC: x is channels_last, or was before it was cropped or expanded (its channels lie side by side).
+inline bool prefers_channels_last(const Tensor& x) {
+  return x.dim() == 4 && x.size(1) > 1 && x.stride(1) == 1 && x.numel() > 0 && !x.is_contiguous();
+}
+
 // x itself when it is already dense in the wanted layout, else a copy. Companions of a leading tensor (gradients,
 // residuals) must pass through here before a kernel reads their pointer: autograd hands over expanded tensors.
 inline Tensor in_layout(const Tensor& x, bool channels_last) {

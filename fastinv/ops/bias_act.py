@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .. import _ext
 from ..errors import UsageError
+from . import _dispatch, _layout
 
 
 class Activation(NamedTuple):
@@ -52,8 +54,6 @@ def _check(x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, clamp: f
     if not isinstance(b, torch.Tensor) or list(b.shape) != [x.shape[dim]]:
         shape = list(b.shape) if isinstance(b, torch.Tensor) else type(b).__name__
         raise UsageError(f"bias_act: b must have shape [{x.shape[dim]}] (axis {dim} of x), got {shape}")
-    if b.dtype != x.dtype:
-        raise UsageError(f"bias_act: b must have the dtype of x, {x.dtype}, got {b.dtype}; use b.to(x.dtype)")
     if b.device != x.device:
         raise UsageError(f"bias_act: b is on {b.device} but x is on {x.device}; move b with b.to(x.device)")
 
@@ -72,7 +72,7 @@ def bias_act(
 
     Args:
         x: any shape.
-        b: bias [x.shape[dim]] in the dtype of x, or None.
+        b: bias [x.shape[dim]], or None; it is brought to the dtype of x.
         dim: axis of x along which b runs.
         act: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
         alpha: slope of lrelu below zero (0.2); the others ignore it.
@@ -83,7 +83,21 @@ def bias_act(
     Returns:
         Tensor of the shape, dtype and memory format of x.
     """
-    return bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+    _check(x, b, dim, act, clamp)
+    spec = ACTIVATIONS[act]
+    negative_slope = act == "lrelu" and alpha is not None and alpha < 0
+    how = _dispatch.choose("bias_act", impl, x, (not negative_slope, "alpha of lrelu is negative"))
+    if how == "ref":
+        return bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+    alpha = spec.alpha if alpha is None else float(alpha)
+    gain = spec.gain if gain is None else float(gain)
+    if b is None:
+        if act == "linear" and gain == 1 and clamp is None:
+            return x
+        dim = 0
+    elif b.dtype != x.dtype:
+        b = b.to(x.dtype)
+    return torch.ops.fastinv.bias_act(x, b, dim, spec.code, alpha, gain, -1.0 if clamp is None else float(clamp))
 
 
 def bias_act_ref(
@@ -101,7 +115,7 @@ def bias_act_ref(
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
     if b is not None:
-        b = b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+        b = b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     if act in ("linear", "relu", "lrelu") and gain > 0 and alpha >= 0:
         # These commute with a positive factor: gain * act(x + b) = act(gain * x + gain * b), one pass less, and the
         # activation may then overwrite its fresh input.
@@ -116,3 +130,71 @@ def bias_act_ref(
         y = spec.function(x if b is None else x + b, alpha)
         y = y if gain == 1 else y * gain
     return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+# Autograd of the native op. linear, relu and lrelu need their output only (which the next layer keeps anyway) and have no
+# second derivative in x; the others keep x and b.
+_LAST_PIECEWISE = ACTIVATIONS["lrelu"].code
+
+
+def _fake(x, b, dim, act, alpha, gain, clamp):
+    return _layout.empty_like(x)
+
+
+def _setup_context(ctx, inputs, output):
+    x, b, *ctx.settings = inputs
+    piecewise = ctx.settings[1] <= _LAST_PIECEWISE
+    ctx.has_bias = b is not None
+    ctx.save_for_backward(output if piecewise else x, None if piecewise else b)
+
+
+def _backward(ctx, dy):
+    saved, b = ctx.saved_tensors
+    need_db = ctx.has_bias and ctx.needs_input_grad[1]
+    dx, db = torch.ops.fastinv.bias_act_backward(dy, saved, b, *ctx.settings, need_db)
+    return dx if ctx.needs_input_grad[0] else None, db if need_db else None, *[None] * 5
+
+
+def _fake_backward(dy, saved, b, dim, act, alpha, gain, clamp, need_db):
+    return _layout.empty_like(saved), saved.new_empty([saved.shape[dim] if need_db else 0])
+
+
+def _setup_context_backward(ctx, inputs, output):
+    dy, saved, b, *ctx.settings, _ = inputs
+    ctx.save_for_backward(dy, saved, b)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_backward(ctx, grad_dx, grad_db):
+    """Cotangents of dx = dy * g'(x + b) and db = sum of dx to those of dy, x and b."""
+    dy, saved, b = ctx.saved_tensors
+    dim, act = ctx.settings[:2]
+    if grad_db is not None and grad_db.numel() > 0:
+        grad_db = grad_db.reshape([-1 if i == dim else 1 for i in range(saved.ndim)])
+        grad_dx = grad_db.expand_as(saved) if grad_dx is None else grad_dx + grad_db
+    grad_dy = grad_x = grad_b = None
+    if grad_dx is not None and ctx.needs_input_grad[0]:
+        grad_dy, _ = torch.ops.fastinv.bias_act_backward(grad_dx, saved, b, *ctx.settings, False)
+    need_db = b is not None and ctx.needs_input_grad[2]
+    if grad_dx is not None and act > _LAST_PIECEWISE and (need_db or ctx.needs_input_grad[1]):
+        grad_x, grad_b = torch.ops.fastinv.bias_act_backward2(grad_dx, dy, saved, b, *ctx.settings, need_db)
+    return grad_dy, grad_x, grad_b if need_db else None, *[None] * 6
+
+
+def _fake_backward2(grad_dx, dy, x, b, dim, act, alpha, gain, clamp, need_db):
+    return _fake_backward(dy, x, b, dim, act, alpha, gain, clamp, need_db)
+
+
+def _no_third_derivative(ctx, *grads):
+    raise NotImplementedError("bias_act: the native op has two derivatives, a third was asked for; use impl='ref'")
+
+
+if _ext.available():
+    torch.library.register_fake("fastinv::bias_act", _fake)
+    torch.library.register_fake("fastinv::bias_act_backward", _fake_backward)
+    torch.library.register_fake("fastinv::bias_act_backward2", _fake_backward2)
+    torch.library.register_autograd("fastinv::bias_act", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        "fastinv::bias_act_backward", _backward_of_backward, setup_context=_setup_context_backward
+    )
+    torch.library.register_autograd("fastinv::bias_act_backward2", _no_third_derivative)

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .. import _ext
 from ..errors import UsageError
+from . import _dispatch, _layout
 
 Scaling = int | Sequence[int]
 
@@ -143,7 +145,21 @@ def upfirdn2d(
     Returns:
         [N, C, (H*up + pads - height) // down + 1, (W*up + pads - width) // down + 1], dtype and memory format of x.
     """
-    return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    _check("upfirdn2d", x, f)
+    f_needs_gradient = f is not None and f.requires_grad
+    how = _dispatch.choose("upfirdn2d", impl, x, (not f_needs_gradient, "the filter needs a gradient"))
+    if how == "ref":
+        return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    up_x, up_y = parse_scaling("upfirdn2d", "up", up)
+    down_x, down_y = parse_scaling("upfirdn2d", "down", down)
+    pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding("upfirdn2d", padding)
+    width, height = filter_size("upfirdn2d", f)
+    output_size("upfirdn2d", x.shape[3], up_x, down_x, pad_x0, pad_x1, width)
+    output_size("upfirdn2d", x.shape[2], up_y, down_y, pad_y0, pad_y1, height)
+    if f is None:
+        f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
+    scaling = (up_x, up_y, down_x, down_y)
+    return torch.ops.fastinv.upfirdn2d(x, f, *scaling, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, float(gain))
 
 
 def upfirdn2d_ref(
@@ -201,6 +217,37 @@ def _filter_ref(x, f, up, down, padding):
     pad_x1, pad_y1 = padding[1] - (width - up[0]), padding[3] - (height - up[1])
     y = F.pad(y, [pad_x0, pad_x1, pad_y0, pad_y1])
     return y if down == (1, 1) else y[:, :, :: down[1], :: down[0]]
+
+
+def _fake(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain):
+    out_w = output_size("upfirdn2d", x.shape[3], up_x, down_x, pad_x0, pad_x1, f.shape[-1])
+    out_h = output_size("upfirdn2d", x.shape[2], up_y, down_y, pad_y0, pad_y1, f.shape[0])
+    return _layout.empty_like(x, [x.shape[0], x.shape[1], out_h, out_w])
+
+
+def _setup_context(ctx, inputs, output):
+    x, f, *ctx.settings = inputs
+    ctx.save_for_backward(f)
+    ctx.in_h, ctx.in_w, ctx.out_h, ctx.out_w = *x.shape[2:], *output.shape[2:]
+
+
+def _backward(ctx, dy):
+    """The adjoint of upfirdn2d is upfirdn2d: up and down swapped, the filter flipped, and what the paddings then must be."""
+    (f,) = ctx.saved_tensors
+    up_x, up_y, down_x, down_y, pad_x0, _, pad_y0, _, flip_filter, gain = ctx.settings
+    if ctx.needs_input_grad[1]:
+        raise NotImplementedError("upfirdn2d: the native op has no gradient for the filter; use impl='ref'")
+    width, height = f.shape[-1], f.shape[0]
+    x0, y0 = width - 1 - pad_x0, height - 1 - pad_y0
+    x1 = ctx.in_w * up_x - ctx.out_w * down_x + pad_x0 - up_x + 1
+    y1 = ctx.in_h * up_y - ctx.out_h * down_y + pad_y0 - up_y + 1
+    settings = (down_x, down_y, up_x, up_y, x0, x1, y0, y1, not flip_filter, gain)
+    return torch.ops.fastinv.upfirdn2d(dy, f, *settings), *[None] * 11
+
+
+if _ext.available():
+    torch.library.register_fake("fastinv::upfirdn2d", _fake)
+    torch.library.register_autograd("fastinv::upfirdn2d", _backward, setup_context=_setup_context)
 
 
 def filter2d(

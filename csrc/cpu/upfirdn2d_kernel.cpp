@@ -1,0 +1,206 @@
+// upfirdn2d, one output row at a time: the vertical taps first, from whole input rows into a line of scratch (contiguous
+// whatever the layout), then the horizontal taps from that line. Separable filters cost taps_y + taps_x products instead
+// of taps_y * taps_x. The line carries its own margin of zeros, so no loop has a border case.
+#include "upfirdn2d.h"
+
+namespace fastinv::FASTINV_ISA {
+namespace {
+
+constexpr int64_t kUnrolled = 4;  // taps summed in one pass over memory; longer filters take several passes
+
+// out[i] = (add ? out[i] : 0) + sum over N taps of weight[t] * in[i * in_step + t * tap_step]
+template <int N, bool add, class Out, class C>
+inline void pass(Out* __restrict out, int64_t out_step, const C* __restrict in, int64_t in_step, int64_t tap_step,
+                 const C* weight, int64_t n) {
+  C w[N];
+  for (int t = 0; t < N; ++t) w[t] = weight[t];
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    C sum = w[0] * in[i * in_step];
+    for (int t = 1; t < N; ++t) sum += w[t] * in[i * in_step + t * tap_step];
+    if constexpr (add) sum += load(out[i * out_step]);
+    store(out[i * out_step], sum);
+  }
+}
+
+// The same for any number of taps. Steps are passed as constants where it matters, for the compiler to see.
+template <bool add, class Out, class C>
+inline void filter(Out* out, int64_t out_step, const C* in, int64_t in_step, int64_t tap_step, const C* weight,
+                   int64_t taps, int64_t n) {
+  switch (taps) {
+    case 0:
+      if constexpr (!add) {
+        for (int64_t i = 0; i < n; ++i) store(out[i * out_step], C(0));
+      }
+      return;
+    case 1: return pass<1, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 2: return pass<2, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 3: return pass<3, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 4: return pass<4, add>(out, out_step, in, in_step, tap_step, weight, n);
+  }
+  pass<kUnrolled, add>(out, out_step, in, in_step, tap_step, weight, n);
+  for (int64_t t = kUnrolled; t < taps;) {
+    int64_t left = taps - t;
+    const C* from = in + t * tap_step;
+    if (left >= kUnrolled) {
+      pass<kUnrolled, true>(out, out_step, from, in_step, tap_step, weight + t, n);
+    } else {
+      for (int64_t s = 0; s < left; ++s) pass<1, true>(out, out_step, from + s * tap_step, in_step, 0, weight + t + s, n);
+    }
+    t += kUnrolled;
+  }
+}
+
+// line[i] = sum over N rows of weight[t] * rows[t * row_step + i], converted to the computing type
+template <int N, bool add, class T, class C>
+inline void sum_rows(C* __restrict line, const T* __restrict rows, int64_t row_step, const C* weight, int64_t n) {
+  C w[N];
+  for (int t = 0; t < N; ++t) w[t] = weight[t];
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    C sum = add ? line[i] : C(0);
+    for (int t = 0; t < N; ++t) sum += w[t] * load(rows[t * row_step + i]);
+    line[i] = sum;
+  }
+}
+
+template <class T, class C>
+inline void vertical(C* line, const T* rows, int64_t row_step, const C* weight, int64_t taps, int64_t n) {
+  switch (taps) {
+    case 0:
+      for (int64_t i = 0; i < n; ++i) line[i] = C(0);
+      return;
+    case 1: return sum_rows<1, false>(line, rows, row_step, weight, n);
+    case 2: return sum_rows<2, false>(line, rows, row_step, weight, n);
+    case 3: return sum_rows<3, false>(line, rows, row_step, weight, n);
+    default: sum_rows<4, false>(line, rows, row_step, weight, n);
+  }
+  int64_t t = 4;
+  for (; t + 4 <= taps; t += 4) sum_rows<4, true>(line, rows + t * row_step, row_step, weight + t, n);
+  for (; t < taps; ++t) sum_rows<1, true>(line, rows + t * row_step, row_step, weight + t, n);
+}
+
+// Both phases of an up-sampling by 2 of one channel with two taps each, written side by side.
+template <bool add, class Out, class C>
+inline void up2_pairs(Out* __restrict out, const C* __restrict even, const C* __restrict odd, const C* weight,
+                      int64_t taps, int64_t n) {
+  C e0 = weight[0], e1 = weight[1], o0 = weight[taps], o1 = weight[taps + 1];
+#pragma omp simd
+  for (int64_t m = 0; m < n; ++m) {
+    C a = e0 * even[m] + e1 * even[m + 1];
+    C b = o0 * odd[m] + o1 * odd[m + 1];
+    if constexpr (add) {
+      a += load(out[2 * m]);
+      b += load(out[2 * m + 1]);
+    }
+    store(out[2 * m], a);
+    store(out[2 * m + 1], b);
+  }
+}
+
+// One row of outputs from a line whose element 0 is sample `column_begin`.
+template <bool add, class Out, class C>
+inline void horizontal(Out* out, const C* line, int64_t column_begin, const UpfirdnAxis& x, const C* weight,
+                       int64_t channels) {
+  if (x.phases == 1 && x.step == 1) {  // layout does not matter: tap t lies t * channels further on, for all
+    filter<add>(out, 1, line + (x.first[0] - column_begin) * channels, 1, channels, weight, x.count[0],
+                x.out * channels);
+    return;
+  }
+  if (channels == 1) {  // vectors along the row
+    int64_t done = 0;
+    if (x.phases == 2 && x.step == 1 && x.count[0] == 2 && x.count[1] == 2) {
+      done = x.out / 2;
+      up2_pairs<add>(out, line + x.first[0] - column_begin, line + x.first[1] - column_begin, weight, x.taps, done);
+    }
+    for (int64_t phase = 0; phase < x.phases; ++phase) {
+      int64_t n = (x.out - phase + x.phases - 1) / x.phases - done;
+      if (n <= 0) continue;
+      Out* to = out + done * x.phases + phase;
+      const C* from = line + x.first[phase] + done * x.step - column_begin;
+      if (x.phases == 1 && x.step == 2) {
+        filter<add>(to, 1, from, 2, 1, weight + phase * x.taps, x.count[phase], n);
+      } else {
+        filter<add>(to, x.phases, from, x.step, 1, weight + phase * x.taps, x.count[phase], n);
+      }
+    }
+    return;
+  }
+  for (int64_t o = 0, phase = 0, shift = 0; o < x.out; ++o) {  // vectors along the channels
+    filter<add>(out + o * channels, 1, line + (x.first[phase] + shift - column_begin) * channels, 1, channels,
+                weight + phase * x.taps, x.count[phase], channels);
+    if (++phase == x.phases) {
+      phase = 0;
+      shift += x.step;
+    }
+  }
+}
+
+template <class T>
+inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
+  using C = compute_t<T>;
+  const int64_t channels = p.channels;
+  const int64_t line_size = (p.column_end - p.column_begin) * channels;
+  C* line = scratch;
+  C* sums = scratch + line_size;
+  for (int64_t i = 0; i < line_size; ++i) line[i] = C(0);
+
+  // The part of the line that the samples fill; the rest stays zero.
+  const int64_t from = p.column_begin > 0 ? p.column_begin : 0;
+  const int64_t to = p.column_end < p.x.size ? p.column_end : p.x.size;
+  const int64_t n = to > from ? (to - from) * channels : 0;
+  C* samples = line + (from - p.column_begin) * channels;
+  const int64_t row_size = p.x.size * channels;
+  const int64_t out_size = p.x.out * channels;
+  const int64_t row_weights = p.x.phases * p.x.taps;
+  const C one = C(1);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t image = index / p.y.out, o = index % p.y.out;
+    const int64_t phase = o % p.y.phases;
+    int64_t first = p.y.first[phase] + o / p.y.phases * p.y.step;
+    int64_t tap = 0, taps = p.y.count[phase];
+    if (first < 0) {
+      tap = -first < taps ? -first : taps;
+      first += tap;
+      taps -= tap;
+    }
+    if (first + taps > p.y.size) taps = p.y.size > first ? p.y.size - first : 0;
+    const T* source = p.input + (image * p.y.size + (taps > 0 ? first : 0)) * row_size + from * channels;
+    const int64_t weights = phase * p.y.taps + tap;
+    T* out = p.output + index * out_size;
+
+    if (p.separable && p.x.taps <= kUnrolled) {
+      vertical(samples, source, row_size, p.column + weights, taps, n);
+      horizontal<false>(out, line, p.column_begin, p.x, p.row, channels);
+      continue;
+    }
+    // More passes over the output than one: in the computing type, rounded once at the end.
+    if (p.separable) {
+      vertical(samples, source, row_size, p.column + weights, taps, n);
+      horizontal<false>(sums, line, p.column_begin, p.x, p.row, channels);
+    } else {
+      for (int64_t i = 0; i < out_size; ++i) sums[i] = C(0);
+      for (int64_t t = 0; t < taps; ++t) {
+        vertical(samples, source + t * row_size, row_size, &one, 1, n);
+        horizontal<true>(sums, line, p.column_begin, p.x, p.row + (weights + t) * row_weights, channels);
+      }
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < out_size; ++i) store(out[i], sums[i]);
+  }
+}
+
+}  // namespace
+
+void upfirdn2d_rows(const UpfirdnParams<float>& p, int64_t begin, int64_t end, float* scratch) {
+  rows(p, begin, end, scratch);
+}
+void upfirdn2d_rows(const UpfirdnParams<double>& p, int64_t begin, int64_t end, double* scratch) {
+  rows(p, begin, end, scratch);
+}
+void upfirdn2d_rows(const UpfirdnParams<bfloat16>& p, int64_t begin, int64_t end, float* scratch) {
+  rows(p, begin, end, scratch);
+}
+
+}  // namespace fastinv::FASTINV_ISA

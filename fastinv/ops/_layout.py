@@ -1,0 +1,14 @@
+"""Memory formats: what the native kernels do, said in Python for their fake kernels."""
+
+import torch
+
+
+def prefers_channels_last(x: torch.Tensor) -> bool:
+    """Whether the native ops compute in, and return, channels_last: the rule of csrc/common/stable.h."""
+    return x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and x.numel() > 0 and not x.is_contiguous()
+
+
+def empty_like(x: torch.Tensor, shape: list[int] | None = None) -> torch.Tensor:
+    """What a native op returns for the leading tensor x: dense, channels_last if x prefers it, of x's dtype and device."""
+    format = torch.channels_last if prefers_channels_last(x) else torch.contiguous_format
+    return torch.empty(x.shape if shape is None else shape, dtype=x.dtype, device=x.device, memory_format=format)
