@@ -17,7 +17,7 @@ CASES = {"tiny_ada": (0, None, None), "tiny_ada_cond": (3, 1.5, 4.0)}
 
 
 def relative_error(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected).detach().abs().max() / expected.abs().max())
 
 
 @pytest.fixture(params=CASES)
@@ -103,9 +103,9 @@ def test_second_derivative_of_synthesis_and_discriminator():
     D = Discriminator(8, channels=channels, group_size=2).double()
     # Gradgradcheck of a leaky ReLU network is exact except across kinks; seed 0 keeps away from them.
     w_plus = torch.randn(2, G.num_ws, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda w: G.synthesis(w), w_plus, atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda w: G.synthesis(w), w_plus, atol=1e-6, fast_mode=True)
     image = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: D(x), image, atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda x: D(x), image, atol=1e-6, fast_mode=True)
 
 
 def test_empty_batch():
