@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fastinv.checkpoints import network_hash
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.losses import PerceptualLoss, PixelLoss, load_trunk, mean_per_picture, mse, psnr, resize_mask, trunks
 
@@ -145,11 +146,20 @@ def test_large_pictures_are_averaged_down():
     assert trunks.resize_to(images, 16) is images
 
 
-def test_network_trunk_brings_pictures_to_its_size():
+def test_vgg16_shrinks_large_pictures_to_256(vgg16):
+    trunk = trunks.VGG16Trunk(state_dict(vgg16), layers=("conv1_1",))
+    large = pictures(1, 512)
+    [feature], [expected] = trunk(large), trunk(nn.functional.avg_pool2d(large, 2))
+    assert feature.shape == (1, 64, 256, 256) and torch.equal(feature, expected)
+
+
+def test_facts_of_a_network_trunk():
     trunk, facts = load_trunk(SmallNetwork())
-    sizes = {size: [tuple(feature.shape[2:]) for feature in trunk(pictures(1, size))] for size in (32, 64, 128)}
-    assert sizes == dict.fromkeys((32, 64, 128), [(31, 31), (15, 15)])
-    assert facts["name"] == "SmallNetwork" and len(facts["sha256"]) == 64 and facts["layers"] == "all"
+    assert facts == {"name": "SmallNetwork", "sha256": network_hash(SmallNetwork()), "layers": "all"}
+    assert load_trunk(SmallNetwork(), layers=[1])[1]["layers"] == [1]
+    for flag in ({"pre_relu": True}, {"normalize": False}):
+        with pytest.raises(UsageError, match="options of vgg16; the trunk here is SmallNetwork"):
+            load_trunk(SmallNetwork(), **flag)
 
 
 def test_network_trunk_leaves_the_network_alone():

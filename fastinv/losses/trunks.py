@@ -105,12 +105,11 @@ class FeatureTrunk(nn.Module):
     """Feature maps of a network with a ``features(images)`` method, such as the attribute network.
 
     Args:
-        network: its features take [N, 3, resolution, resolution] in [-1, 1] and return a list of [N, C, H, W].
+        network: ``features`` takes [N, 3, R, R] in [-1, 1] and returns a list of [N, C, H, W]; resizing is its business
+            (the attribute network brings every size to 64).
         layers: which maps to use, by position; None takes all.
-        resolution: the network's input size. Larger pictures are shrunk by area, smaller ones enlarged bilinearly.
+        name: what the settings call it; None is the class's name.
     """
-
-    resolution = 64
 
     def __init__(self, network: nn.Module, layers: tuple[int, ...] | None = None, name: str | None = None):
         super().__init__()
@@ -119,10 +118,7 @@ class FeatureTrunk(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        x = resize_to(images, self.resolution)
-        if x.shape[-1] < self.resolution:
-            x = functional.interpolate(x, size=(self.resolution,) * 2, mode="bilinear", align_corners=False)
-        maps = list(self.network.features(x))
+        maps = list(self.network.features(images))
         if self.layers is None:
             return maps
         bad = [layer for layer in self.layers if not isinstance(layer, int) or not 0 <= layer < len(maps)]
@@ -197,14 +193,14 @@ def load_trunk(
             module with a ``features`` method.
         layers: what to tap: names such as "conv3_2" for VGG-16, positions for the others; None is the trunk's default
             (the paper's four layers; all maps).
-        pre_relu, normalize: VGG-16's flags, see ``VGG16Trunk``; the other trunks have one way only and ignore them.
+        pre_relu, normalize: VGG-16's flags, see ``VGG16Trunk``; the other trunks have one way only.
         device, dtype: where and in which arithmetic it runs.
 
     Returns:
         (module: images [N, 3, R, R] in [-1, 1] -> list of maps, {"name", "sha256", "layers", ...}).
 
     Raises:
-        UsageError: unknown trunk or layer. CheckpointError: weights missing or unreadable.
+        UsageError: unknown trunk or layer, or a flag of another trunk. CheckpointError: weights missing or unreadable.
     """
     if isinstance(trunk, nn.Module):
         if not callable(getattr(trunk, "features", None)):
@@ -214,7 +210,7 @@ def load_trunk(
         path = find_vgg16()
         if path is None:
             if trunk == "auto":
-                return load_trunk("attributes", layers, device=device, dtype=dtype)
+                return load_trunk("attributes", layers, pre_relu, normalize, device, dtype)
             raise CheckpointError(
                 "no VGG-16 weights here: set FASTINV_VGG16 to torchvision's file, or put it into "
                 f"{cache_folder() / VGG16_FILES[-1]}"
@@ -229,10 +225,12 @@ def load_trunk(
     elif trunk == "attributes":
         from fastinv.models.attributes import load_attribute_network
 
-        network = copy.deepcopy(load_attribute_network())
+        network = load_attribute_network()
         module, facts = FeatureTrunk(network, layers, name="attributes"), {"sha256": network_hash(network)}
     else:
         raise UsageError(f"unknown trunk {trunk!r}; give auto, vgg16, attributes or a module with features(images)")
-    if "layers" not in facts:
+    if not isinstance(module, VGG16Trunk):
+        if pre_relu or not normalize:
+            raise UsageError(f"pre_relu and normalize are options of vgg16; the trunk here is {module.name}")
         facts["layers"] = "all" if layers is None else list(layers)
     return module.to(device=device, dtype=dtype), {"name": module.name, **facts}
