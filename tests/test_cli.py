@@ -1,0 +1,388 @@
+"""The command line: exit statuses, one clear line per error, no traceback, nothing half-written left behind."""
+
+import functools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastinv
+from fastinv.checkpoints import save_network
+from fastinv.cli import _names, main
+from fastinv.models.stylegan2 import Generator
+
+ROOT = Path(__file__).parent.parent
+FILES = ["comparison.png", "latent.safetensors", "reconstruction.png", "result.json"]
+QUICK = ["--steps", "2", "--set", "perceptual_weight=0", "--quiet"]
+
+
+def tiny(resolution: int) -> Generator:
+    torch.manual_seed(0)
+    return Generator(resolution, 8, 8, channels={4 * 2**i: 4 for i in range(resolution.bit_length() - 2)})
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory) -> str:
+    """File of a small random generator, 16 x 16."""
+    path = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    save_network(tiny(16), path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(path: Path, seed: int = 0, size: int = 24) -> str:
+    path.parent.mkdir(exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return str(path)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def refused(capsys, arguments, *says: str, status: int = 2) -> None:
+    """One clear line on standard error, the right status, no file made."""
+    before = files(Path.cwd())
+    result, out, err = run(capsys, *arguments)
+    assert result == status, err
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastinv: ") and len(lines[0]) < 400
+    for text in says:
+        assert text in err
+    assert files(Path.cwd()) == before
+
+
+# ------------------------------------------------------------------------------------------------------------- invert
+
+
+def test_two_pictures_one_of_them_broken(folder, generator, capsys):
+    good = picture(folder / "good.png")
+    (folder / "broken.png").write_bytes((folder / "good.png").read_bytes()[:900])
+    before = files(folder)
+    status, out, err = run(capsys, "invert", good, "broken.png", "--generator", generator, *QUICK, "--steps", 5)
+    assert status == 1
+    assert err.splitlines()[0].startswith("fastinv: broken.png: damaged or truncated")
+    assert err.splitlines()[1:] == ["fastinv: 1 of 2 pictures failed"]
+    assert out.startswith("inverted/good  PSNR ")
+    assert files(folder) - before == {"inverted", "inverted/good", *(f"inverted/good/{name}" for name in FILES)}
+    document = json.loads((folder / "inverted/good/result.json").read_text())
+    assert document["settings"]["picture"] == str(folder / "good.png")
+    assert document["settings"]["options"]["steps"] == 5 and document["settings"]["options"]["perceptual_weight"] == 0
+    assert len(document["losses"]["total"]) == 6
+    result = fastinv.InversionResult.load(folder / "inverted/good")
+    assert result.w_plus.shape == (1, 6, 8) and result.images.shape == (1, 3, 16, 16)
+    assert Image.open(folder / "inverted/good/comparison.png").width > 3 * 320
+
+
+def test_a_run_again_gives_the_same_bits(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed) for seed, name in enumerate("abc")]
+    arguments = ["invert", *paths, "--generator", generator, *QUICK, "--batch", 2, "--out", "out"]
+    assert run(capsys, *arguments)[0] == 0
+    first = {path: fastinv.InversionResult.load(path) for path in (folder / "out").iterdir()}
+    assert len(first) == 3
+    (folder / "out/a/mine.txt").write_text("keep me")
+    assert run(capsys, *arguments)[0] == 0
+    for path, result in first.items():
+        assert torch.equal(fastinv.InversionResult.load(path).w_plus, result.w_plus)
+    assert (folder / "out/a/mine.txt").read_text() == "keep me"
+    assert len(files(folder / "out")) == 3 * 5 + 1
+
+
+def test_equal_names_do_not_overwrite_each_other(folder, generator, capsys):
+    one, two = picture(folder / "one/face.png", 1), picture(folder / "two/face.png", 2)
+    three = picture(folder / "two/face.bmp", 3)
+    arguments = ["--generator", generator, *QUICK, "--out", "out"]
+    assert run(capsys, "invert", one, two, three, one, *arguments)[0] == 0
+    assert {path.name for path in (folder / "out").iterdir()} == {"face", "face-2", "face-3"}
+    # A later run with another picture of that name takes a new folder, with the same picture its old one.
+    four = picture(folder / "four/face.png", 4)
+    status, out, _ = run(capsys, "invert", four, two, *arguments)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["out/face-4", "out/face-2"]
+    sources = [json.loads(path.read_text())["settings"]["picture"] for path in (folder / "out").glob("*/result.json")]
+    assert sorted(sources) == sorted(str(Path(path).resolve()) for path in (one, two, three, four))
+    assert _names([Path("a/X.png"), Path("b/x.png")], folder) == ["X", "x-2"]  # one folder on some file systems
+
+
+def test_pictures_in_a_batch_do_not_influence_each_other(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed) for seed, name in enumerate("ab")]
+    for batch in (1, 2):
+        assert run(capsys, "invert", *paths, "--generator", generator, *QUICK, "--batch", batch, "--out", batch)[0] == 0
+    for name in "ab":
+        single, double = (fastinv.InversionResult.load(folder / str(batch) / name).w_plus for batch in (1, 2))
+        assert torch.allclose(single, double, atol=1e-5)
+    assert not torch.allclose(fastinv.InversionResult.load(folder / "2/a").w_plus, double, atol=1e-3)
+
+
+def test_mask(folder, generator, capsys):
+    path = picture(folder / "a.png", size=16)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    mask.save(folder / "mask.png")
+    assert run(capsys, "invert", path, "--mask", "mask.png", "--generator", generator, *QUICK)[0] == 0
+    document = json.loads((folder / "inverted/a/result.json").read_text())
+    assert document["settings"]["masked"] and document["metrics"]["psnr_masked"] != document["metrics"]["psnr"]
+    Image.new("L", (16, 16)).save(folder / "black.png")
+    (folder / "empty.png").touch()
+    for bad, says in (("black.png", "black everywhere"), ("none.png", "no such file"), ("empty.png", "0 bytes")):
+        refused(capsys, ["invert", path, "--mask", bad, "--generator", generator, *QUICK], bad, says)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_dtypes(folder, generator, capsys, dtype):
+    path = picture(folder / "a.png")
+    assert run(capsys, "invert", path, "--dtype", dtype, "--generator", generator, *QUICK)[0] == 0
+    assert json.loads((folder / "inverted/a/result.json").read_text())["settings"]["dtype"] == dtype
+
+
+def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8))
+    image.convert("L").save("grey.png")
+    image.convert("RGBA").save("alpha.png")
+    image.convert("CMYK").save("cmyk.jpg")
+    image.convert("P").save("palette.gif")
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160).save("deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save("turned.jpg", exif=exif)
+    names = ["grey.png", "alpha.png", "cmyk.jpg", "palette.gif", "deep.png", "turned.jpg"]
+    status, out, err = run(capsys, "invert", *names, "--generator", generator, *QUICK)
+    assert status == 0 and err == "" and len(out.splitlines()) == len(names)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "-5"], ["steps", "-5"]),
+        (["--steps", "many"], ["--steps"]),
+        (["--steps", "1.5"], ["--steps"]),
+        (["--batch", "0"], ["--batch", "0"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--method", "magic"], ["magic", "image2stylegan"]),
+        (["--space", "q"], ["'q'", "w+, w"]),
+        (["--generator", "nobody"], ["nobody", "faces64", "fastinv models"]),
+        (["--generator", "."], ["is a folder"]),
+        (["--generator", "a.png"], ["a.png", "safetensors"]),
+        (["--generator", "text.safetensors"], ["text.safetensors"]),
+        (["--device", "toaster"], ["toaster", "cpu"]),
+        (["--device", "meta"], ["meta"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--dtype", "int8"], ["int8", "float32"]),
+        (["--crop", "left"], ["left", "center"]),
+        (["--set", "learning_rate"], ["OPTION=VALUE"]),
+        (["--set", "learning_rate=fast"], ["learning_rate", "fast"]),
+        (["--set", "learning_rate=-1"], ["learning_rate", "-1"]),
+        (["--set", "learning_rate=NaN"], ["learning_rate"]),
+        (["--set", "images=1"], ["'images'", "learning_rate"]),
+        (["--set", "steps=3"], ["'steps'"]),
+        (["--set", "start=[1]"], ["start"]),
+        (["--out", "a.png"], ["cannot write to a.png"]),
+        (["--out", "a.png/below"], ["cannot write to a.png/below"]),
+        (["--out", "/proc/results"], ["cannot write to /proc/results"]),
+        (["--out", ""], []),
+        (["--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_bad_arguments(folder, generator, capsys, arguments, says):
+    path = picture(folder / "a.png")
+    (folder / "text.safetensors").write_text("hello")
+    if arguments == ["--out", ""]:  # the current folder, like --out .
+        assert run(capsys, "invert", path, "--generator", generator, *QUICK, *arguments)[0] == 0
+        return
+    generators = [] if "--generator" in arguments else ["--generator", generator]
+    refused(capsys, ["invert", path, *generators, *QUICK, *arguments], *says)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_write_permission(folder, generator, capsys):
+    path = picture(folder / "a.png")
+    (folder / "locked").mkdir(mode=0o500)
+    refused(capsys, ["invert", path, "--generator", generator, *QUICK, "--out", "locked"], "Permission denied")
+
+
+def test_a_single_bad_picture(folder, generator, capsys):
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not a picture")
+    (folder / "cut.jpg").write_bytes(Path(picture(folder / "a.jpg", size=200)).read_bytes()[:5000])
+    (folder / "cut.png").write_bytes(Path(picture(folder / "a.png", size=200)).read_bytes()[:5000])
+    (folder / "some").mkdir()
+    for name, says in {
+        "none.png": "no such file", "empty.png": "0 bytes", "text.png": "not a picture", "some": "is a folder",
+    }.items():  # fmt: skip
+        refused(capsys, ["invert", name, "--generator", generator, *QUICK], name, says)
+    before = files(folder)
+    for name in ("cut.jpg", "cut.png"):  # found out when it is decoded
+        status, out, err = run(capsys, "invert", name, "--generator", generator, *QUICK)
+        assert (status, out) == (2, "")
+        assert f"{name}: damaged or truncated" in err.splitlines()[0] and len(err.splitlines()) <= 2
+    assert files(folder) == before
+
+
+def test_too_large_a_picture(folder, generator, capsys):
+    Image.new("1", (15_000, 10_001)).save("large.png")
+    refused(capsys, ["invert", "large.png", "--generator", generator, *QUICK], "large.png", "150 million pixels")
+
+
+def test_a_loss_that_is_not_finite(folder, generator, capsys):
+    path = picture(folder / "a.png")
+    status, out, err = run(
+        capsys, "invert", path, "--generator", generator, *QUICK, "--set", "learning_rate=1e30", "--set", "ramp_up=0"
+    )
+    assert (status, out) == (2, "") and "a.png: the loss is not finite" in err
+    assert files(folder) == {"a.png"}
+
+
+def test_a_result_that_cannot_be_written_does_not_stop_the_others(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed) for seed, name in enumerate("ab")]
+    (folder / "inverted/a").mkdir(parents=True)
+    (folder / "inverted/a/latent.safetensors").mkdir()  # os.replace fails
+    (folder / "inverted/a/latent.safetensors/full").touch()
+    before = files(folder)
+    status, out, err = run(capsys, "invert", *paths, "--generator", generator, *QUICK)
+    assert status == 1 and "inverted/a" in err.splitlines()[0] and out.startswith("inverted/b")
+    assert files(folder) - before == {"inverted/b", *(f"inverted/b/{name}" for name in FILES)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["invert"], "pictures"),
+        (["frobnicate"], "frobnicate"),
+        (["--frobnicate"], "--frobnicate"),
+        (["demo", "--steps", "-1"], "-1"),
+        (["demo", "--out", "/proc/demo"], "cannot write"),
+        (["demo", "--device", "toaster"], "toaster"),
+        (["demo", "extra"], "extra"),
+        (["train", "nothing"], "nothing"),
+    ],
+)
+def test_bad_usage(folder, capsys, arguments, says):
+    refused(capsys, arguments, says)
+
+
+# ------------------------------------------------------------------------------------------------------ demo and others
+
+
+def test_demo(folder, capsys, monkeypatch):
+    """With a random generator and no perceptual term: everything but the quality."""
+    pixels_only = functools.partial(fastinv.inversion.invert, perceptual_weight=0)
+    monkeypatch.setattr("fastinv.checkpoints.load_generator", lambda name, device=None: tiny(64))
+    monkeypatch.setattr("fastinv.inversion.invert", pixels_only)
+    status, out, _ = run(capsys, "demo", "--steps", 1)
+    assert status == 0
+    expected = {f"fastinv-demo/{name}/{file}" for name in ("render", "astronaut") for file in FILES}
+    expected.add("fastinv-demo/comparison.png")
+    assert set(out.splitlines()) == expected
+    assert {name for name in files(folder) if (folder / name).is_file()} == expected
+    both = Image.open(folder / "fastinv-demo/comparison.png")
+    single = Image.open(folder / "fastinv-demo/render/comparison.png")
+    assert both.width == single.width and both.height > 1.8 * single.height
+
+
+def test_models_and_version(capsys):
+    status, out, _ = run(capsys, "models")
+    assert status == 0 and "faces64  64 x 64" in out and "Apache-2.0" in out
+    assert run(capsys, "--version")[:2] == (0, f"fastinv {fastinv.__version__}\n")
+
+
+def test_train_passes_its_arguments_on(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fastinv.training.generator.main", seen.append)
+    arguments = ["--data", "faces", "--out", "run", "--g-lr", "-1", "--help", "--resume"]
+    assert run(capsys, "train", "generator", *arguments)[0] == 0
+    assert seen == [arguments]
+
+
+def test_debug_shows_the_traceback(folder, generator, capsys):
+    for arguments in (["none.png", "--debug"], ["--debug", "none.png"]):
+        status, _, err = run(capsys, "invert", *arguments, "--mask", "x", "--method", "magic")
+        assert status == 2 and "unknown method" in err.splitlines()[0] and "Traceback" in err
+    assert "Traceback" not in run(capsys, "invert", "none.png", "--method", "magic")[2]
+
+
+def test_an_error_of_ours_is_one_line_too(folder, generator, capsys, monkeypatch):
+    def fail(*args, **options):
+        raise KeyError("oops\nsecond line")
+
+    path = picture(folder / "a.png")
+    monkeypatch.setattr("fastinv.inversion.invert", fail)
+    refused(capsys, ["invert", path, "--generator", generator, *QUICK], "unexpected KeyError", "--debug", status=70)
+
+
+def test_out_of_memory_says_what_to_do(folder, generator, capsys, monkeypatch):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
+
+    path = picture(folder / "a.png")
+    monkeypatch.setattr("fastinv.inversion.invert", fail)
+    refused(capsys, ["invert", path, "--generator", generator, *QUICK], "out of memory", "--batch")
+
+
+# ------------------------------------------------------------------------------------------------------- real processes
+
+
+def process(*arguments, **options) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, fastinv.cli; fastinv.cli.main(['--help']); print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    out, err = process("-c", code).communicate()
+    assert "invert" in out and "demo" in out and out.endswith("set()\n"), err
+
+
+def test_help_is_quick():
+    """`fastinv --help` in under 0.5 s: processor time, because other work may share the processor; best of three."""
+    best = float("inf")
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "invert" in process("-m", "fastinv.cli", "--help").communicate()[0]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert 0.05 < best < 0.5
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "says"), [(signal.SIGINT, 130, ["fastinv: interrupted"]), (signal.SIGTERM, 143, [])]
+)
+def test_interruption(folder, generator, number, status, says):
+    path = picture(folder / "a.png")
+    running = process(
+        "-m", "fastinv.cli", "invert", path, "--generator", generator,
+        "--steps", "1000000", "--set", "perceptual_weight=0", cwd=folder,
+    )  # fmt: skip
+    assert running.stderr.readline().startswith("image2stylegan 0/1000000")  # it works
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == status
+    assert (out, err.splitlines()) == ("", says)
+    assert files(folder) == {"a.png"}
