@@ -189,6 +189,14 @@ def demo(
 
 
 @app.command()
+def info(json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False) -> None:
+    """Show versions, the compiled library, and which implementation each op takes and why."""
+    from fastinv.info import main as run
+
+    run(as_json=json)
+
+
+@app.command()
 def models() -> None:
     """List the generators that come with the package."""
     from fastinv.checkpoints.registry import BUNDLED, DEFAULT
@@ -207,6 +215,14 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 def train_generator(context: typer.Context) -> None:
     """A StyleGAN2 generator, on the procedural faces or a folder of pictures."""
     from fastinv.training.generator import main as run
+
+    run(context.args)
+
+
+@train.command("attributes", context_settings=_PASSED_ON, add_help_option=False)
+def train_attributes(context: typer.Context) -> None:
+    """The network that reads the attributes of the procedural faces."""
+    from fastinv.training.attributes import main as run
 
     run(context.args)
 

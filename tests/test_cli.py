@@ -310,12 +310,19 @@ def test_models_and_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"fastinv {fastinv.__version__}\n")
 
 
-def test_train_passes_its_arguments_on(capsys, monkeypatch):
+@pytest.mark.parametrize("network", ["generator", "attributes"])
+def test_train_passes_its_arguments_on(capsys, monkeypatch, network):
     seen = []
-    monkeypatch.setattr("fastinv.training.generator.main", seen.append)
+    monkeypatch.setattr(f"fastinv.training.{network}.main", seen.append)
     arguments = ["--data", "faces", "--out", "run", "--g-lr", "-1", "--help", "--resume"]
-    assert run(capsys, "train", "generator", *arguments)[0] == 0
+    assert run(capsys, "train", network, *arguments)[0] == 0
     assert seen == [arguments]
+
+
+def test_info(capsys):
+    status, out, err = run(capsys, "info")
+    assert (status, err) == (0, "") and "upfirdn2d" in out
+    assert json.loads(run(capsys, "info", "--json")[1])["ops"]
 
 
 def test_debug_shows_the_traceback(folder, generator, capsys):

@@ -126,15 +126,15 @@ def save(network: AttributeNetwork, path: str | Path, training: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("fastinv train attributes", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--channels", type=int, nargs=5, default=CHANNELS, metavar="C")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     facts = {key: value for key, value in vars(arguments).items() if key not in ("out", "device")}
     facts["torch"] = torch.__version__
     print(json.dumps(facts), flush=True)
