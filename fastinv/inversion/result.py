@@ -55,10 +55,12 @@ class InversionResult:
     def save(self, folder: str | Path, pictures: dict[str, Image.Image] | None = None) -> Path:
         """Write latent.safetensors, reconstruction.png (pictures side by side) and result.json.
 
-        `pictures`: more PNG files to write with them, file name -> Pillow image.
-
         A new folder appears whole or not at all. In an existing one other files stay, and result.json is the last file
         to be replaced, so a folder with a result.json is complete at any moment.
+
+        Args:
+            folder: where to; missing folders above it are made.
+            pictures: further PNG files to write with them, file name -> Pillow image.
 
         Raises:
             UsageError: it cannot be written.
@@ -67,7 +69,7 @@ class InversionResult:
         temporary = None
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:64]}."))
             temporary.chmod(0o755)
             metadata = {name: str(self.settings.get(name)) for name in ("method", "space", "seed")}
             metadata["generator_sha256"] = str(self.settings.get("generator", {}).get("sha256"))
