@@ -1,4 +1,4 @@
-"""Builds the native library by calling CMake: CMakeLists.txt is the one build description, metadata is in pyproject.toml.
+"""Builds the native library with CMake: CMakeLists.txt is the one build description; metadata is in pyproject.toml.
 
 Environment: FASTINV_CUDA=0|1 (default: built when nvcc is found and torch is a CUDA build), TORCH_CUDA_ARCH_LIST (e.g.
 "9.0" or "8.0;9.0+PTX"), MAX_JOBS (parallel compile jobs), CXX (the C++ compiler).
@@ -23,8 +23,9 @@ BUILD = ROOT / "build" / "native"
 
 
 def torch_folder() -> str:
-    """Where torch is. An isolated build (`pip install .`) hides it, but runs with the Python of the environment, and the
-    stable ABI lets us build against any torch >= 2.10: so look into that environment as well."""
+    """Where torch is. An isolated build (`pip install .`) hides it, but runs with the Python of the environment, and
+    the stable ABI lets us build against any torch >= 2.10: so look into that environment as well.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is not None:
         return spec.submodule_search_locations[0]

@@ -25,6 +25,10 @@ def _load(path: Path) -> str:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return f"{path} does not load in torch {torch.__version__}: {str(error).splitlines()[0]}; {_BUILD_HINT}"
+    try:
+        torch.ops.fastinv.cpu_isa()
+    except RuntimeError as error:  # FASTINV_CPU_ISA names an instruction set that this machine does not have
+        return str(error).splitlines()[0]
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What is installed, what was built and why not, which backend each op takes. `fastinv info`, `python -m fastinv.info`."""
+"""`fastinv info`: what is installed, what was built and why not, and which backend each op takes."""
 
 import importlib.metadata
 import json

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .. import _ext
 from ..errors import UsageError
 from . import _dispatch, _layout
 
@@ -245,7 +244,7 @@ def _backward(ctx, dy):
     return torch.ops.fastinv.upfirdn2d(dy, f, *settings), *[None] * 11
 
 
-if _ext.available():
+if "upfirdn2d" in _dispatch.KERNELS:  # not so without the library, or with an older build of it
     torch.library.register_fake("fastinv::upfirdn2d", _fake)
     torch.library.register_autograd("fastinv::upfirdn2d", _backward, setup_context=_setup_context)
 

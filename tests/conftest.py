@@ -1,0 +1,42 @@
+"""What several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    gpu_tests = [item for item in items if "gpu" in item.keywords]
+    if gpu_tests:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu_tests:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """run_python(code, *arguments, VARIABLE=value...) runs Python code in a fresh process, in an empty folder.
+
+    The process sees this source tree's fastinv. Returns the CompletedProcess; stdout and stderr are text.
+    """
+
+    def run(code, *arguments, **environment):
+        environment = {name: value for name, value in environment.items() if value is not None}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FASTINV_")}
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
