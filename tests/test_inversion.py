@@ -5,6 +5,7 @@ import json
 import math
 import os
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -546,7 +547,11 @@ BAD_INPUT = [
     ({"beta2": -0.1}, r"beta2 must be in \[0, 1\), not -0.1"),
     ({"ramp_up": 2.0}, r"ramp_up must be in \[0, 1\], not 2.0"),
     ({"ramp_down": -1.0}, r"ramp_down must be in \[0, 1\], not -1.0"),
-    ({"pixel_weight": -1.0}, "pixel_weight must not be negative, not -1.0"),
+    ({"pixel_weight": -1.0}, "pixel_weight must be at least 0, not -1.0"),
+    ({"perceptual_weight": math.inf}, "perceptual_weight must be at least 0, not inf"),
+    ({"layer_weights": ("a",)}, "layer_weights must be numbers of at least 0, not"),
+    ({"layer_weights": (-1.0,)}, "layer_weights must be numbers of at least 0, not"),
+    ({"method": []}, "unknown method \\[\\]"),
     ({"pixel_weight": 0.0, "perceptual_weight": 0.0}, "both 0: nothing would be optimised"),
     ({"start": "middle"}, "start must be mean or random, not 'middle'"),
     ({"start": 3}, "start must be a str, not 3"),
@@ -581,3 +586,5 @@ def test_tolerated_input(G):
     run(G, picture(dtype=torch.float16), 0)
     run(G, picture(), 0, masks=torch.ones(8, 8, dtype=torch.bool))
     run(G, picture(), 0, masks=torch.ones(1, 8, 8, dtype=torch.uint8), learning_rate=1)
+    result = run(G, picture(), numpy.int64(1), learning_rate=numpy.float32(0.5))
+    assert json.dumps(result.settings["options"]["learning_rate"]) == "0.5"

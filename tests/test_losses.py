@@ -10,6 +10,7 @@ from torch import nn
 from fastinv.checkpoints import network_hash
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.losses import PerceptualLoss, PixelLoss, load_trunk, mean_per_picture, mse, psnr, resize_mask, trunks
+from fastinv.models.attributes import AttributeNetwork
 
 # torchvision's vgg16.features, written out: the position of every convolution, ReLU and pooling layer.
 VGG16 = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
@@ -286,6 +287,19 @@ def test_vgg16_missing(no_local_files, monkeypatch):
     monkeypatch.setenv("FASTINV_VGG16", "/nowhere/vgg.pth")
     with pytest.raises(CheckpointError, match="FASTINV_VGG16 names '/nowhere/vgg.pth', which is not a file"):
         load_trunk("auto")
+
+
+def test_without_vgg16_the_attribute_network_is_used(no_local_files, monkeypatch):
+    torch.manual_seed(0)
+    network = AttributeNetwork()
+    monkeypatch.setattr(trunks, "load_attribute_network", lambda: network)
+    trunk, facts = load_trunk("auto", dtype=torch.float64)
+    assert facts == {"name": "attributes", "sha256": network_hash(network), "layers": "all"}
+    for size in (32, 64, 128):
+        features = trunk(pictures(1, size, dtype=torch.float64))
+        assert [feature.shape[-1] for feature in features] == [64, 32, 16, 8, 4]
+    with pytest.raises(UsageError, match="attributes has feature maps 0 to 4, not 'conv1_1'"):
+        load_trunk("auto", layers=("conv1_1",))[0](pictures(1, 64))
 
 
 class Bomb:

@@ -1,6 +1,7 @@
 """Image2StyleGAN (Abdal, Qin, Wonka 2019, arXiv 1904.03189): optimise a W+ code for pixel and perceptual distance."""
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -52,6 +53,8 @@ class Image2StyleGAN:
         for name in ("layers", "layer_weights"):
             if not isinstance(getattr(self, name), (tuple, list, type(None))):
                 raise UsageError(f"{name} must be a list, not {getattr(self, name)!r}")
+        if not all(isinstance(weight, numbers.Real) and 0 <= weight < math.inf for weight in self.layer_weights or ()):
+            raise UsageError(f"layer_weights must be numbers of at least 0, not {self.layer_weights!r}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must be in [0, 1), not {getattr(self, name)}")
@@ -59,8 +62,8 @@ class Image2StyleGAN:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("pixel_weight", "perceptual_weight"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must not be negative, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not self.pixel_weight and not self.perceptual_weight:
             raise UsageError("pixel_weight and perceptual_weight are both 0: nothing would be optimised")
         if self.start not in ("mean", "random"):

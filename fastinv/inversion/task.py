@@ -1,6 +1,7 @@
 """One call of ``invert``, checked: what every method gets to work on."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,27 +41,28 @@ class Task:
 
 def configure(methods: dict[str, type], method: str, space: str, steps: int | None, options: dict):
     """The method object for the arguments of ``invert``; every wrong name or value is a UsageError."""
-    if method not in methods:
+    if not isinstance(method, str) or method not in methods:
         raise UsageError(f"unknown method {method!r}; known are {', '.join(methods)}")
     chosen = methods[method]
     if space not in chosen.spaces:
         raise UsageError(f"unknown space {space!r} for {method}; it works in {', '.join(chosen.spaces)}")
     fields = {field.name: field for field in dataclasses.fields(chosen)}
+    options = dict(options)
     for name, value in options.items():
         if name not in fields or name == "steps":
             valid = ", ".join(sorted(set(fields) - {"steps"}))
             raise UsageError(f"unknown option {name!r} for {method}; valid are {valid}")
-        _check_type(name, value, fields[name])
+        options[name] = _of_type(name, value, fields[name])
     if steps is not None:
-        options = {**options, "steps": whole_number("steps", steps, least=0)}
+        options["steps"] = whole_number("steps", steps, least=0)
     return chosen(**options)
 
 
 def whole_number(name: str, value, least: int) -> int:
     """``value`` as an int, or a UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return value
+    return int(value)
 
 
 def check_generator(G) -> None:
@@ -118,13 +120,16 @@ def check_masks(masks, count: int, resolution: int) -> torch.Tensor | None:
     return masks
 
 
-def _check_type(name: str, value, field: dataclasses.Field) -> None:
-    """Numbers must be numbers and flags flags; sequences are left to the method."""
+def _of_type(name: str, value, field: dataclasses.Field):
+    """The value as the type of the field's default, or a UsageError; sequences and trunks are left to the method."""
     kind = type(field.default)
     right = {
-        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        float: isinstance(value, numbers.Real) and not isinstance(value, bool),
         bool: isinstance(value, bool),
-        str: isinstance(value, str) or field.type in (Any, "Any"),
+        str: isinstance(value, str),
     }
-    if not right.get(kind, True):
+    if kind not in right or field.type in (Any, "Any"):
+        return value
+    if not right[kind]:
         raise UsageError(f"{name} must be a {kind.__name__}, not {value!r}")
+    return kind(value)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fastinv.checkpoints import network_hash
 from fastinv.errors import CheckpointError, UsageError
+from fastinv.models.attributes import load_attribute_network
 
 # VGG-16 (Simonyan and Zisserman 2015, configuration D): convolutions per block and their output channels.
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -223,8 +224,6 @@ def load_trunk(
         facts = {"sha256": sha256, "file": str(path), "imagenet": sha256.startswith(VGG16_IMAGENET)}
         facts |= {"layers": list(module.layers), "pre_relu": pre_relu, "normalize": normalize}
     elif trunk == "attributes":
-        from fastinv.models.attributes import load_attribute_network
-
         network = load_attribute_network()
         module, facts = FeatureTrunk(network, layers, name="attributes"), {"sha256": network_hash(network)}
     else:
