@@ -331,6 +331,22 @@ def test_the_loop_is_adam_on_every_row():
     assert start.tolist() == [[1.0, -2.0], [3.0, 0.5]]
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_what_is_kept(keep):
+    seen = []
+
+    def render(variables):
+        seen.append(variables["x"].detach().clone())
+        return variables["x"]
+
+    distance = Term("distance", lambda x: x.square().sum(1))
+    trace = optimize({"x": torch.ones(1, 1)}, render, [distance], steps=3, learning_rate=0.9, keep=keep)
+    curve = trace.losses["total"][:, 0]
+    assert curve.argmin() < 3  # it overshoots
+    assert trace.best_step.tolist() == [3 if keep == "last" else curve.argmin().item()]
+    assert torch.equal(trace.variables["x"], seen[trace.best_step])
+
+
 def test_terms_on_variables_and_rates_per_variable():
     trace = optimize(
         {"a": torch.ones(2, 1), "b": torch.ones(2, 3)},
