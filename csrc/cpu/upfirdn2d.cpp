@@ -10,6 +10,8 @@
 namespace fastinv {
 namespace {
 
+constexpr int64_t kScratchInCache = 4096;  // values of scratch that stay in the first-level cache beside the rows
+
 int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 struct AxisPlan {
@@ -90,8 +92,10 @@ void run(const T* input, T* output, int64_t images, int64_t channels, const Axis
       for (int64_t j = 0; j < row_taps; ++j)
         row_weights.push_back(static_cast<C>(filter[ay.tap_at[i] * width + ax.tap_at[j]]));
   }
-  const UpfirdnParams<T> p{input,     output,  channels, ax, ay, separable, row_weights.data(), column_weights.data(),
-                           x.begin, x.end};
+  const int64_t line_size = (x.end - x.begin) * channels;
+  const int64_t lines = std::clamp<int64_t>(kScratchInCache / line_size, 1, 16);
+  const UpfirdnParams<T> p{input, output, channels, ax, ay, separable, row_weights.data(), column_weights.data(),
+                           x.begin, x.end, lines};
   const int64_t cost = ax.out * channels;
   parallel_for(0, images * ay.out, 16384 / cost, [&](int64_t begin, int64_t end) {
     std::unique_ptr<C[]> scratch(new C[upfirdn2d_scratch(p)]);

@@ -33,12 +33,13 @@ struct UpfirdnParams {
   const compute_t<T>* column;  // separable: [y.phases, y.taps]
   int64_t column_begin;        // a line in scratch holds the samples [column_begin, column_end) of a row,
   int64_t column_end;          // zeros where the row has none
+  int64_t lines;               // so many lines in scratch
 };
 
-// Values of compute_t<T> that `upfirdn2d_rows` needs as scratch: one line of samples and one of outputs.
+// Values of compute_t<T> that `upfirdn2d_rows` needs as scratch: two lines of outputs and `lines` of samples.
 template <class T>
 int64_t upfirdn2d_scratch(const UpfirdnParams<T>& p) {
-  return (p.column_end - p.column_begin + p.x.out) * p.channels;
+  return (2 * p.x.out + p.lines * (p.column_end - p.column_begin)) * p.channels;
 }
 
 // Computes the rows [begin, end) of all images * y.out output rows.

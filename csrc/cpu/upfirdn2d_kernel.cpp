@@ -1,12 +1,14 @@
 // upfirdn2d, one output row at a time: the vertical taps first, from whole input rows into a line of scratch (contiguous
 // whatever the layout), then the horizontal taps from that line. Separable filters cost taps_y + taps_x products instead
-// of taps_y * taps_x. The line carries its own margin of zeros, so no loop has a border case.
+// of taps_y * taps_x. The line carries its own margin of zeros, so no loop has a border case. Short rows go several at a
+// time, so that what was just stored is not at once loaded again at another offset (a store-forwarding stall).
 #include "upfirdn2d.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
 
 constexpr int64_t kUnrolled = 4;  // taps summed in one pass over memory; longer filters take several passes
+constexpr int64_t kFewChannels = 8;
 
 // out[i] = (add ? out[i] : 0) + sum over N taps of weight[t] * in[i * in_step + t * tap_step]
 template <int N, bool add, class Out, class C>
@@ -101,7 +103,7 @@ inline void up2_pairs(Out* __restrict out, const C* __restrict even, const C* __
 // One row of outputs from a line whose element 0 is sample `column_begin`.
 template <bool add, class Out, class C>
 inline void horizontal(Out* out, const C* line, int64_t column_begin, const UpfirdnAxis& x, const C* weight,
-                       int64_t channels) {
+                       int64_t channels, C* one_phase) {
   if (x.phases == 1 && x.step == 1) {  // layout does not matter: tap t lies t * channels further on, for all
     filter<add>(out, 1, line + (x.first[0] - column_begin) * channels, 1, channels, weight, x.count[0],
                 x.out * channels);
@@ -126,6 +128,20 @@ inline void horizontal(Out* out, const C* line, int64_t column_begin, const Upfi
     }
     return;
   }
+  if (channels < kFewChannels && x.step == 1) {  // vectors along the row, a phase at a time, then interleaved
+    for (int64_t phase = 0; phase < x.phases; ++phase) {
+      const int64_t n = (x.out - phase + x.phases - 1) / x.phases;
+      filter<false>(one_phase, 1, line + (x.first[phase] - column_begin) * channels, 1, channels,
+                    weight + phase * x.taps, x.count[phase], n * channels);
+      Out* to = out + phase * channels;
+      for (int64_t m = 0; m < n; ++m, to += x.phases * channels) {
+        for (int64_t c = 0; c < channels; ++c) {
+          store(to[c], add ? load(to[c]) + one_phase[m * channels + c] : one_phase[m * channels + c]);
+        }
+      }
+    }
+    return;
+  }
   for (int64_t o = 0, phase = 0, shift = 0; o < x.out; ++o) {  // vectors along the channels
     filter<add>(out + o * channels, 1, line + (x.first[phase] + shift - column_begin) * channels, 1, channels,
                 weight + phase * x.taps, x.count[phase], channels);
@@ -136,57 +152,76 @@ inline void horizontal(Out* out, const C* line, int64_t column_begin, const Upfi
   }
 }
 
+// The input rows that one output row needs: `taps` of them from `first` on, and where their weights begin.
+struct RowSpan {
+  int64_t image, first, taps, weights;
+};
+
+inline RowSpan span_of(const UpfirdnAxis& y, int64_t index) {
+  const int64_t image = index / y.out, o = index - image * y.out;
+  const int64_t phase = o % y.phases;
+  int64_t first = y.first[phase] + o / y.phases * y.step;
+  int64_t tap = 0, taps = y.count[phase];
+  if (first < 0) {
+    tap = -first < taps ? -first : taps;
+    first += tap;
+    taps -= tap;
+  }
+  if (first + taps > y.size) taps = y.size > first ? y.size - first : 0;
+  return {image, taps > 0 ? first : 0, taps, phase * y.taps + tap};
+}
+
 template <class T>
 inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
   using C = compute_t<T>;
   const int64_t channels = p.channels;
   const int64_t line_size = (p.column_end - p.column_begin) * channels;
-  C* line = scratch;
-  C* sums = scratch + line_size;
-  for (int64_t i = 0; i < line_size; ++i) line[i] = C(0);
+  const int64_t out_size = p.x.out * channels;
+  C* one_phase = scratch;
+  C* sums = one_phase + out_size;
+  C* lines = sums + out_size;
+  for (int64_t i = 0; i < p.lines * line_size; ++i) lines[i] = C(0);
 
-  // The part of the line that the samples fill; the rest stays zero.
+  // The part of a line that the samples fill; the rest stays zero.
   const int64_t from = p.column_begin > 0 ? p.column_begin : 0;
   const int64_t to = p.column_end < p.x.size ? p.column_end : p.x.size;
   const int64_t n = to > from ? (to - from) * channels : 0;
-  C* samples = line + (from - p.column_begin) * channels;
+  const int64_t margin = (from - p.column_begin) * channels;
   const int64_t row_size = p.x.size * channels;
-  const int64_t out_size = p.x.out * channels;
-  const int64_t row_weights = p.x.phases * p.x.taps;
-  const C one = C(1);
+  auto source = [&](const RowSpan& span) {
+    return p.input + (span.image * p.y.size + span.first) * row_size + from * channels;
+  };
 
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t image = index / p.y.out, o = index % p.y.out;
-    const int64_t phase = o % p.y.phases;
-    int64_t first = p.y.first[phase] + o / p.y.phases * p.y.step;
-    int64_t tap = 0, taps = p.y.count[phase];
-    if (first < 0) {
-      tap = -first < taps ? -first : taps;
-      first += tap;
-      taps -= tap;
-    }
-    if (first + taps > p.y.size) taps = p.y.size > first ? p.y.size - first : 0;
-    const T* source = p.input + (image * p.y.size + (taps > 0 ? first : 0)) * row_size + from * channels;
-    const int64_t weights = phase * p.y.taps + tap;
-    T* out = p.output + index * out_size;
-
-    if (p.separable && p.x.taps <= kUnrolled) {
-      vertical(samples, source, row_size, p.column + weights, taps, n);
-      horizontal<false>(out, line, p.column_begin, p.x, p.row, channels);
-      continue;
-    }
-    // More passes over the output than one: in the computing type, rounded once at the end.
-    if (p.separable) {
-      vertical(samples, source, row_size, p.column + weights, taps, n);
-      horizontal<false>(sums, line, p.column_begin, p.x, p.row, channels);
-    } else {
-      for (int64_t i = 0; i < out_size; ++i) sums[i] = C(0);
-      for (int64_t t = 0; t < taps; ++t) {
-        vertical(samples, source + t * row_size, row_size, &one, 1, n);
-        horizontal<true>(sums, line, p.column_begin, p.x, p.row + (weights + t) * row_weights, channels);
+  if (p.separable) {
+    for (int64_t index = begin; index < end; index += p.lines) {
+      const int64_t count = end - index < p.lines ? end - index : p.lines;
+      for (int64_t i = 0; i < count; ++i) {
+        const RowSpan span = span_of(p.y, index + i);
+        vertical(lines + i * line_size + margin, source(span), row_size, p.column + span.weights, span.taps, n);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        T* out = p.output + (index + i) * out_size;
+        if (p.x.taps <= kUnrolled) {
+          horizontal<false>(out, lines + i * line_size, p.column_begin, p.x, p.row, channels, one_phase);
+          continue;
+        }
+        // Several passes over the output: in the computing type, rounded once at the end.
+        horizontal<false>(sums, lines + i * line_size, p.column_begin, p.x, p.row, channels, one_phase);
+        for (int64_t j = 0; j < out_size; ++j) store(out[j], sums[j]);
       }
     }
-#pragma omp simd
+    return;
+  }
+  const int64_t row_weights = p.x.phases * p.x.taps;
+  const C one = C(1);
+  for (int64_t index = begin; index < end; ++index) {
+    const RowSpan span = span_of(p.y, index);
+    T* out = p.output + index * out_size;
+    for (int64_t i = 0; i < out_size; ++i) sums[i] = C(0);
+    for (int64_t t = 0; t < span.taps; ++t) {
+      vertical(lines + margin, source(span) + t * row_size, row_size, &one, 1, n);
+      horizontal<true>(sums, lines, p.column_begin, p.x, p.row + (span.weights + t) * row_weights, channels, one_phase);
+    }
     for (int64_t i = 0; i < out_size; ++i) store(out[i], sums[i]);
   }
 }
