@@ -30,7 +30,7 @@ _state = {"debug": False}
 
 def say(message: str) -> None:
     """One line on standard error."""
-    print("fastinv: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("fastinv: " + " ".join(message.splitlines()), file=sys.stderr, flush=True)
 
 
 def _set_debug(value: bool) -> bool:
@@ -141,7 +141,7 @@ def invert(
                 failed += 1
                 continue
             done += 1
-            print(f"{out / names[path]}  PSNR {result.metrics['psnr'][0]:.2f} dB", flush=True)
+            print(f"{shown(out / names[path])}  PSNR {result.metrics['psnr'][0]:.2f} dB", flush=True)
     if failed:
         say(f"{failed} of {done + failed} pictures failed")
         raise typer.Exit(1 if done else 2)

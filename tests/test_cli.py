@@ -150,6 +150,18 @@ def test_mask(folder, generator, capsys):
         refused(capsys, ["invert", path, "--mask", bad, "--generator", generator, *QUICK], bad, says)
 
 
+def test_odd_file_names(folder, generator, capsys):
+    names = ["two  spaces.png", "two\nlines.png", "umläut 李.png", "-dash.png", os.fsdecode(b"\xff.png")]
+    for seed, name in enumerate(names):
+        picture(folder / name, seed)
+    status, out, err = run(capsys, "invert", "--generator", generator, *QUICK, "--", *names)
+    assert (status, err) == (0, "") and len(out.splitlines()) == len(names)
+    assert "inverted/two  spaces  PSNR" in out and "two\\nlines" in out
+    assert len(list(folder.glob("inverted/*/result.json"))) == len(names)
+    (folder / "two  spaces.png").write_bytes(b"")
+    refused(capsys, ["invert", "two  spaces.png", "--generator", generator, *QUICK], "fastinv: two  spaces.png: ")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_dtypes(folder, generator, capsys, dtype):
     path = picture(folder / "a.png")
