@@ -4,8 +4,9 @@ import ast
 import re
 from pathlib import Path
 
-import fastinv
 import pytest
+
+import fastinv
 
 ROOT = Path(__file__).parent.parent
 # Each part may import itself and what stands before it. "" is fastinv/__init__.py itself.
