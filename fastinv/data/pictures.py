@@ -35,7 +35,7 @@ from fastinv.errors import PictureError, UsageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 CROPS = ("center", "pad")
-MAX_PIXELS = 150_000_000  # width * height; a transparent PNG of that size takes 1.3 GB while it is decoded
+MAX_PIXELS = 150_000_000  # width * height; a transparent PNG of that size takes about 1.4 GB while it is decoded
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
