@@ -102,13 +102,13 @@ struct Sigmoid {
   }
 };
 
-// scale * (z > 0 ? z : alpha * (exp(z) - 1))
+// scale * (z > 0 ? z : alpha * (exp(z) - 1)); at 0 the second derivative is that of the right side, as in torch
 template <class C>
 FASTINV_INLINE Jet<C> exponential_linear(C z, C scale, C alpha) {
   C e, m;
   exp_negative(z > C(0) ? C(0) : z, e, m);
   C slope = scale * alpha * e;
-  return {z > C(0) ? scale * z : scale * alpha * m, z > C(0) ? scale : slope, z > C(0) ? C(0) : slope};
+  return {z > C(0) ? scale * z : scale * alpha * m, z > C(0) ? scale : slope, z < C(0) ? slope : C(0)};
 }
 
 struct Elu {

@@ -6,8 +6,8 @@
 namespace fastinv::FASTINV_ISA {
 namespace {
 
-constexpr int64_t kChunk = 2048;  // elements whose sum is taken in the computing type before it goes to double
-constexpr int64_t kTilesPerSum = 32;
+constexpr int64_t kChunk = 2048;      // elements that are summed while they are still in the first-level cache
+constexpr int64_t kTilesPerSum = 32;  // values summed in the computing type before the sum goes to double
 
 // n elements from `at` on, with one bias for all (bias[0]) or one each.
 template <class Function, Order order, bool one_bias, class T>
@@ -124,7 +124,6 @@ void tiles(const BiasActParams<T>& p, int64_t begin, int64_t end, compute_t<T>* 
 
 template <class T>
 void channels(const BiasActParams<T>& p, int64_t begin, int64_t end, double* db) {
-  using C = compute_t<T>;
   const Elements<T> run = choose<true>(p);
   for (int64_t channel = begin; channel < end; ++channel) {
     double total = 0;
@@ -134,10 +133,8 @@ void channels(const BiasActParams<T>& p, int64_t begin, int64_t end, double* db)
         const int64_t n = p.inner - done < kChunk ? p.inner - done : kChunk;
         run(p, start + done, n, p.bias + channel);
         const T* __restrict out = p.out + start + done;
-        C sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n; ++i) sum += load(out[i]);
-        total += sum;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < n; ++i) total += load(out[i]);
       }
     }
     db[channel] = total;

@@ -68,13 +68,17 @@ def output_size(op: str, size: int, up: int, down: int, pad0: int, pad1: int, ta
     return out
 
 
-def _check(op: str, x: torch.Tensor, f: torch.Tensor | None) -> None:
+def _check(op: str, x: torch.Tensor, f: torch.Tensor | None, gain: float) -> None:
     if not isinstance(x, torch.Tensor) or x.ndim != 4:
         shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise UsageError(f"{op}: x must be a tensor [N, C, H, W], got {shape}")
     if not x.is_floating_point():
         raise UsageError(f"{op}: x must be floating point, got {x.dtype}")
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise UsageError(f"{op}: x must not be empty in height or width, got {list(x.shape)}")
     filter_size(op, f)
+    if f is not None and f.ndim == 1 and gain < 0:
+        raise UsageError(f"{op}: gain must be >= 0 for a 1-D f (its square root goes to each axis), got {gain}")
     if f is not None and f.device != x.device:
         raise UsageError(f"{op}: f is on {f.device} but x is on {x.device}; move f with f.to(x.device)")
 
@@ -144,7 +148,7 @@ def upfirdn2d(
     Returns:
         [N, C, (H*up + pads - height) // down + 1, (W*up + pads - width) // down + 1], dtype and memory format of x.
     """
-    _check("upfirdn2d", x, f)
+    _check("upfirdn2d", x, f, gain)
     f_needs_gradient = f is not None and f.requires_grad
     how = _dispatch.choose("upfirdn2d", impl, x, (not f_needs_gradient, "the filter needs a gradient"))
     if how == "ref":
@@ -172,7 +176,7 @@ def upfirdn2d_ref(
 ) -> torch.Tensor:
     """`upfirdn2d` in plain PyTorch: depthwise (transposed) convolutions."""
     op = "upfirdn2d"
-    _check(op, x, f)
+    _check(op, x, f, gain)
     up_x, up_y = parse_scaling(op, "up", up)
     down_x, down_y = parse_scaling(op, "down", down)
     pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding(op, padding)
