@@ -1,6 +1,6 @@
 // The storage type of bfloat16 in kernels. A plain struct of our own, because kernel files are compiled once per
-// instruction set: an inline function of a shared header would be emitted in each of them under one name, and the linker
-// could keep the AVX-512 one for a machine that has no AVX-512. The conversions are therefore always inlined.
+// instruction set: an inline function of a shared header would be emitted in each of them under one name, and the
+// linker could keep the AVX-512 one for a machine that has no AVX-512. The conversions are therefore always inlined.
 #pragma once
 
 #include <cstdint>

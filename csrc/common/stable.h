@@ -1,5 +1,5 @@
-// The one place that includes torch headers: LibTorch's stable ABI only, so that one binary serves every torch >= 2.10 and
-// every Python. TORCH_TARGET_VERSION is set by the build.
+// The one place that includes torch headers: LibTorch's stable ABI only, so that one binary serves every torch >= 2.10
+// and every Python. TORCH_TARGET_VERSION is set by the build.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,8 +24,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // FASTINV_CHECK(condition, "upfirdn2d: up must be >= 1, got ", up): a Python RuntimeError with that one line.
-#define FASTINV_CHECK(condition, ...)                                             \
-  do {                                                                            \
+#define FASTINV_CHECK(condition, ...)                                                \
+  do {                                                                               \
     if (!(condition)) throw std::runtime_error(::fastinv::concatenate(__VA_ARGS__)); \
   } while (0)
 
@@ -44,25 +44,25 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
 
 // FASTINV_DISPATCH(x.scalar_type(), "upfirdn2d", [&] { run<scalar_t>(...); }): scalar_t is float, double or bfloat16
 // (fastinv::bfloat16, the kernels' storage type). Returns what the lambda returns.
-#define FASTINV_DISPATCH(dtype, op, ...)                                                                         \
-  [&] {                                                                                                          \
-    switch (dtype) {                                                                                             \
-      case ::fastinv::ScalarType::Float: {                                                                       \
-        using scalar_t = float;                                                                                  \
-        return __VA_ARGS__();                                                                                    \
-      }                                                                                                          \
-      case ::fastinv::ScalarType::Double: {                                                                      \
-        using scalar_t = double;                                                                                 \
-        return __VA_ARGS__();                                                                                    \
-      }                                                                                                          \
-      case ::fastinv::ScalarType::BFloat16: {                                                                    \
-        using scalar_t = ::fastinv::bfloat16;                                                                    \
-        return __VA_ARGS__();                                                                                    \
-      }                                                                                                          \
-      default:                                                                                                   \
-        throw std::runtime_error(::fastinv::concatenate(op, ": dtype ", torch::headeronly::toString(dtype),      \
+#define FASTINV_DISPATCH(dtype, op, ...)                                                                          \
+  [&] {                                                                                                           \
+    switch (dtype) {                                                                                              \
+      case ::fastinv::ScalarType::Float: {                                                                        \
+        using scalar_t = float;                                                                                   \
+        return __VA_ARGS__();                                                                                     \
+      }                                                                                                           \
+      case ::fastinv::ScalarType::Double: {                                                                       \
+        using scalar_t = double;                                                                                  \
+        return __VA_ARGS__();                                                                                     \
+      }                                                                                                           \
+      case ::fastinv::ScalarType::BFloat16: {                                                                     \
+        using scalar_t = ::fastinv::bfloat16;                                                                     \
+        return __VA_ARGS__();                                                                                     \
+      }                                                                                                           \
+      default:                                                                                                    \
+        throw std::runtime_error(::fastinv::concatenate(op, ": dtype ", torch::headeronly::toString(dtype),       \
                                                         " has no CPU kernel; use float32, float64 or bfloat16")); \
-    }                                                                                                            \
+    }                                                                                                             \
   }()
 
 template <class T>
@@ -74,8 +74,8 @@ T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// True for a dense NHWC tensor that is not also contiguous as NCHW (the stable ABI has no is_contiguous(memory_format)).
-// Strides of size-1 dimensions say nothing and are not looked at.
+// True for a dense NHWC tensor that is not also contiguous as NCHW (the stable ABI has no
+// is_contiguous(memory_format)). Strides of size-1 dimensions say nothing and are not looked at.
 inline bool is_channels_last(const Tensor& x) {
   if (x.dim() != 4 || x.is_contiguous()) return false;
   int64_t expected = 1;
@@ -87,7 +87,8 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
-// Whether to compute in NHWC: x is channels_last, or was before it was cropped or expanded (its channels lie side by side).
+// Whether to compute in NHWC: x is channels_last, or was before it was cropped or expanded (its channels lie side by
+// side).
 inline bool prefers_channels_last(const Tensor& x) {
   return x.dim() == 4 && x.size(1) > 1 && x.stride(1) == 1 && x.numel() > 0 && !x.is_contiguous();
 }

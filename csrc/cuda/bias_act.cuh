@@ -32,8 +32,7 @@ __device__ C activate(C x, int act, C alpha) {
     case 5:
       return x > C(0) ? x : expm1(x);
     case 6:
-      return C(1.0507009873554804934193349852946) *
-             (x > C(0) ? x : C(1.6732632423543772848170429916717) * expm1(x));
+      return C(1.0507009873554804934193349852946) * (x > C(0) ? x : C(1.6732632423543772848170429916717) * expm1(x));
     case 7:
       return x > C(20) ? x : log1p(exp(x));  // torch's threshold
     case 8:

@@ -1,4 +1,5 @@
-// The bias_act launcher's interface: plain pointers and numbers, no torch and no CUDA headers, so that g++ reads it too.
+// The bias_act launcher's interface: plain pointers and numbers, no torch and no CUDA headers, so that g++ reads it
+// too.
 #pragma once
 
 #include <cstdint>

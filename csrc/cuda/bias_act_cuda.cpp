@@ -42,7 +42,8 @@ Tensor bias_act_cuda(const Tensor& x_any, const std::optional<Tensor>& b_any, in
   std::optional<Tensor> b;  // owns the copy that p.b points into
   if (b_any.has_value()) {
     FASTINV_CHECK(dim >= 0 && dim < x.dim(), "bias_act: dim must be in 0..", x.dim() - 1, ", got ", dim);
-    FASTINV_CHECK(b_any->dim() == 1 && b_any->numel() == x.size(dim), "bias_act: b must have shape [", x.size(dim), "]");
+    FASTINV_CHECK(b_any->dim() == 1 && b_any->numel() == x.size(dim), "bias_act: b must have shape [", x.size(dim),
+                  "]");
     FASTINV_CHECK(b_any->is_cuda() && b_any->get_device_index() == x.get_device_index(),
                   "bias_act: b must be on the device of x");
     FASTINV_CHECK(b_any->scalar_type() == x.scalar_type(), "bias_act: b must have the dtype of x");
