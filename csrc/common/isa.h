@@ -3,8 +3,7 @@
 //
 // In csrc/cpu/<op>.h:          FASTINV_FOR_EACH_ISA(void square(const SquareParams& p, int64_t begin, int64_t end);)
 // In csrc/cpu/<op>_kernel.cpp: namespace fastinv::FASTINV_ISA { void square(const SquareParams& p, ...) { ... } }
-// In csrc/cpu/<op>.cpp:        FASTINV_ISA_CALL(square, params, begin, end);   // or FASTINV_ISA_CALL(square<float>,
-// ...)
+// In csrc/cpu/<op>.cpp:        FASTINV_ISA_CALL(square, params, begin, end);  (a template: square<float>)
 #pragma once
 
 namespace fastinv {
