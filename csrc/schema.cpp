@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def(
       "conv2d_resample(Tensor x, Tensor w, Tensor? f, int up, int down, int[] padding, int groups, bool flip_weight, "
       "bool flip_filter) -> Tensor");
-  m.def("_channel_scale(Tensor x, Tensor scale) -> Tensor");
-  m.def("_channel_dot(Tensor a, Tensor b) -> Tensor");
+  m.def("modulated_conv2d_scale(Tensor x, Tensor scale) -> Tensor");
+  m.def("modulated_conv2d_dot(Tensor a, Tensor b) -> Tensor");
   m.def(
       "modulated_conv2d(Tensor x, Tensor weight, Tensor styles, Tensor? noise, Tensor? resample_filter, Tensor? "
       "weight_sumsq, int up, int down, int[] padding, bool demodulate, bool flip_weight) -> Tensor");
@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "resample_filter, Tensor? weight_sumsq, int up, bool demodulate, int act, float alpha, float gain, float clamp, bool "
       "flip_weight) -> (Tensor y, Tensor d, Tensor u)");
   m.def(
-      "_styled_conv_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, Tensor styles, Tensor d, Tensor? bias, "
+      "styled_conv_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, Tensor styles, Tensor d, Tensor? bias, "
       "Tensor? noise, Tensor? noise_strength, Tensor? resample_filter, Tensor? weight_sumsq, int up, bool demodulate, int "
       "act, float alpha, float gain, float clamp, bool flip_weight, bool need_x, bool need_weight, bool need_styles, bool "
       "need_bias, bool need_noise, bool need_strength) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

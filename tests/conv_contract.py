@@ -1,0 +1,76 @@
+"""Checks that the convolution ops share, beyond ops_contract: operands by name, and operands in mixed precision."""
+
+import pytest
+import torch
+from ops_contract import relative_error
+
+from fastinv import _ext, ops
+
+native = pytest.mark.skipif(not _ext.available(), reason=f"the native library is not loaded: {_ext.why_not()}")
+IMPLS = ["ref", pytest.param("native", marks=native)]
+
+
+def function_of(op: str, impl: str):
+    """The public function, held to an implementation: `<op>_ref` itself for "ref"."""
+    if impl == "ref":
+        return getattr(ops, op + "_ref")
+    return lambda *args, **kwargs: getattr(ops, op)(*args, **kwargs, impl=impl)
+
+
+def value_and_gradients(function, inputs: dict, dy=None, **options) -> dict[str, torch.Tensor]:
+    """The result under "y" and the gradient of each input that is a floating tensor other than the filter."""
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if isinstance(value, torch.Tensor) and name not in ("f", "resample_filter")
+    }
+    y = function(**{**inputs, **leaves}, **options)
+    dy = torch.ones([], dtype=y.dtype).expand(y.shape) if dy is None else dy.to(y.dtype)
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy)
+    return {"y": y.detach(), **dict(zip(leaves, gradients))}
+
+
+def check_accuracy(op: str, inputs: dict, dtype: torch.dtype, factor: float = 2.0, **options) -> None:
+    """In `dtype`, the native op is at most `factor` times as far from float64 as the plain torch version is.
+
+    Only x and dy are rounded to bfloat16; parameters stay in float32, as in a network under mixed precision.
+    """
+    small = torch.float32 if dtype == torch.bfloat16 else dtype
+
+    def cast(to_x, to_small):
+        return {
+            name: value if name in ("f", "resample_filter") or not isinstance(value, torch.Tensor)
+            else value.to(dtype if name == "x" else small).to(to_x if name == "x" else to_small)
+            for name, value in inputs.items()
+        }  # fmt: skip
+
+    reference = function_of(op, "ref")
+    exact_inputs = cast(torch.float64, torch.float64)
+    with torch.no_grad():
+        shape = reference(**exact_inputs, **options).shape
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+    exact = value_and_gradients(reference, exact_inputs, dy, **options)
+    plain = value_and_gradients(reference, cast(dtype, small), dy, **options)
+    ours = value_and_gradients(function_of(op, "native"), cast(dtype, small), dy, **options)
+    for name, truth in exact.items():
+        assert ours[name].dtype == plain[name].dtype and ours[name].shape == truth.shape
+        error, allowed = relative_error(ours[name], truth), relative_error(plain[name], truth)
+        # Where plain torch is exact to a few roundings of the result, so may we be off by one.
+        floor = torch.finfo(ours[name].dtype).eps / 2
+        assert error <= max(factor * allowed, floor), f"{name}: {error:.2e}, plain torch {allowed:.2e}"
+
+
+def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same picture in the memory layouts that an op may meet."""
+    n, c, h, w = x.shape
+    wide = torch.empty([n, c, h, 2 * w], dtype=x.dtype)
+    wide[..., ::2] = x
+    roomy = torch.empty([n, c + 3, h, w], dtype=x.dtype).contiguous(memory_format=torch.channels_last)
+    roomy[:, 1 : c + 1] = x
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "strided": wide[..., ::2],
+        "channels_last, sliced": roomy[:, 1 : c + 1],
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+    }
