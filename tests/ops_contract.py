@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def relative_error(actual, expected) -> float:
-    """Largest difference over the largest expected magnitude (where all is expected to be zero: the largest magnitude)."""
+    """Largest difference over the largest expected magnitude (or over 1 where all is expected to be zero)."""
     assert actual.shape == expected.shape, f"shape {list(actual.shape)}, expected {list(expected.shape)}"
     if expected.numel() == 0:
         return 0.0

@@ -13,9 +13,9 @@ from fastinv.errors import NativeUnavailableError, UsageError
 FILTER_OPS = ("upfirdn2d", "filter2d", "upsample2d", "downsample2d")
 F4 = ops.setup_filter([1, 3, 3, 1])
 F12 = ops.setup_filter(list(range(1, 13)))  # 1-D
-F_FULL = torch.tensor([[1.0, 2.0, -1.0], [0.5, 3.0, 1.0], [0.0, 1.0, 2.0], [1.0, -2.0, 4.0], [0.2, 0.1, 0.7]])  # no product
+F_FULL = torch.tensor([[1.0, 2.0, -1.0], [0.5, 3.0, 1.0], [0.0, 1.0, 2.0], [1.0, -2.0, 4.0], [0.2, 0.1, 0.7]])
 
-# One per path of the kernel: blur, up, down, both, long separable, not separable, unequal factors, crop.
+# One per path of the kernel: blur, up, down, both, long separable, not separable (F_FULL), unequal factors, crop.
 SETTINGS = {
     "blur": dict(f=F4, padding=(2, 1, 2, 1)),
     "up": dict(f=F4, up=2, padding=(2, 1, 2, 1), gain=4),
@@ -92,7 +92,8 @@ def test_empty_batch_and_no_channels():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_threads(channels_last):
     x = torch.randn(2, 32, 40, 50)
-    contract.check_threads(call(SETTINGS["up"]), x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    contract.check_threads(call(SETTINGS["up"]), x)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

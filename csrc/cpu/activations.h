@@ -9,8 +9,8 @@
 namespace fastinv::FASTINV_ISA {
 namespace {
 
-// e = exp(x) and m = exp(x) - 1 for x <= 0, each to about 1 unit in the last place. No table, no branch, no library call,
-// so that the loop around it vectorises. x = n ln 2 + r, |r| <= ln 2 / 2; a Taylor polynomial gives exp(r) - 1.
+// e = exp(x) and m = exp(x) - 1 for x <= 0, each to about 1 unit in the last place. No table, no branch, no library
+// call, so that the loop around it vectorises. x = n ln 2 + r, |r| <= ln 2 / 2; a Taylor polynomial gives exp(r) - 1.
 FASTINV_INLINE void exp_negative(float x, float& e, float& m) {
   constexpr float kLowest = -87.3f;      // below it the result would be subnormal: zero
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
@@ -52,7 +52,9 @@ FASTINV_INLINE float log1p_unit(float t) {
   q = q * u + 1.0f / 3;
   return 2.0f * (s + s * u * q);
 }
-FASTINV_INLINE double log1p_unit(double t) { return __builtin_log1p(t); }
+FASTINV_INLINE double log1p_unit(double t) {
+  return __builtin_log1p(t);
+}
 
 // Value and derivatives at one point; what is not used is not computed.
 template <class C>
@@ -61,21 +63,29 @@ struct Jet {
 };
 
 template <class C>
-FASTINV_INLINE C absolute(C z) { return z < C(0) ? -z : z; }
+FASTINV_INLINE C absolute(C z) {
+  return z < C(0) ? -z : z;
+}
 
 struct Linear {
   template <class C>
-  static FASTINV_INLINE Jet<C> at(C z, C) { return {z, C(1), C(0)}; }
+  static FASTINV_INLINE Jet<C> at(C z, C) {
+    return {z, C(1), C(0)};
+  }
 };
 
 struct Relu {
   template <class C>
-  static FASTINV_INLINE Jet<C> at(C z, C) { return {z < C(0) ? C(0) : z, z > C(0) ? C(1) : C(0), C(0)}; }
+  static FASTINV_INLINE Jet<C> at(C z, C) {
+    return {z < C(0) ? C(0) : z, z > C(0) ? C(1) : C(0), C(0)};
+  }
 };
 
 struct LeakyRelu {
   template <class C>
-  static FASTINV_INLINE Jet<C> at(C z, C alpha) { return {z < C(0) ? z * alpha : z, z > C(0) ? C(1) : alpha, C(0)}; }
+  static FASTINV_INLINE Jet<C> at(C z, C alpha) {
+    return {z < C(0) ? z * alpha : z, z > C(0) ? C(1) : alpha, C(0)};
+  }
 };
 
 struct Tanh {
@@ -113,7 +123,9 @@ FASTINV_INLINE Jet<C> exponential_linear(C z, C scale, C alpha) {
 
 struct Elu {
   template <class C>
-  static FASTINV_INLINE Jet<C> at(C z, C) { return exponential_linear(z, C(1), C(1)); }
+  static FASTINV_INLINE Jet<C> at(C z, C) {
+    return exponential_linear(z, C(1), C(1));
+  }
 };
 
 struct Selu {

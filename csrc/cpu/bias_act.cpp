@@ -46,9 +46,8 @@ void run(BiasActParams<T> p, const std::optional<Tensor>& b, Tensor* db) {
   }
   std::vector<double> sums(p.size, 0.0);
   if (p.inner > 1) {
-    parallel_for(0, p.size, kGrain / (p.outer * p.inner), [&](int64_t begin, int64_t end) {
-      FASTINV_ISA_CALL(bias_act_channels, p, begin, end, sums.data());
-    });
+    parallel_for(0, p.size, kGrain / (p.outer * p.inner),
+                 [&](int64_t begin, int64_t end) { FASTINV_ISA_CALL(bias_act_channels, p, begin, end, sums.data()); });
   } else {
     const int64_t all_tiles = (numel + p.tile - 1) / p.tile;
     const int64_t blocks = std::clamp<int64_t>(numel / kGrain, 1, kBlocks);

@@ -1,7 +1,7 @@
-// bias_act and its derivatives: one pass over memory, sums of gradients taken from the values that have just been written.
-#include "bias_act.h"
-
+// bias_act and its derivatives: one pass over memory, sums of gradients taken from the values that have just been
+// written.
 #include "activations.h"
+#include "bias_act.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -33,7 +33,8 @@ void elements(const BiasActParams<T>& p, int64_t at, int64_t n, const compute_t<
   }
 }
 
-// First derivative of linear, relu and lrelu from their output y = p.x: its sign is that of x + b times that of the gain.
+// First derivative of linear, relu and lrelu from their output y = p.x: its sign is that of x + b times that of the
+// gain.
 template <class T>
 void elements_from_output(const BiasActParams<T>& p, int64_t at, int64_t n, const compute_t<T>*) {
   using C = compute_t<T>;
@@ -41,7 +42,9 @@ void elements_from_output(const BiasActParams<T>& p, int64_t at, int64_t n, cons
   const T* __restrict dy = p.dy + at;
   T* __restrict out = p.out + at;
   const C clamp = p.clamp, sign = p.gain < C(0) ? C(-1) : C(1);
-  const C low = p.activation == Activation::linear ? p.gain : p.activation == Activation::relu ? C(0) : p.gain * p.alpha;
+  const C low = p.activation == Activation::linear ? p.gain
+                : p.activation == Activation::relu ? C(0)
+                                                   : p.gain * p.alpha;
   const C high = p.gain;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -58,10 +61,10 @@ using Elements = void (*)(const BiasActParams<T>&, int64_t at, int64_t n, const 
 // The loop for one activation and order. A pointer, so that each loop exists once and not once per walk over memory.
 template <bool one_bias, class T>
 Elements<T> choose(const BiasActParams<T>& p) {
-#define FASTINV_SMOOTH(name, Function)                                                     \
-  case Activation::name:                                                                   \
-    return p.order == Order::forward ? &elements<Function, Order::forward, one_bias, T>    \
-           : p.order == Order::first ? &elements<Function, Order::first, one_bias, T>      \
+#define FASTINV_SMOOTH(name, Function)                                                  \
+  case Activation::name:                                                                \
+    return p.order == Order::forward ? &elements<Function, Order::forward, one_bias, T> \
+           : p.order == Order::first ? &elements<Function, Order::first, one_bias, T>   \
                                      : &elements<Function, Order::second, one_bias, T>;
 #define FASTINV_PIECEWISE(name, Function) \
   case Activation::name:                  \
@@ -144,7 +147,9 @@ void channels(const BiasActParams<T>& p, int64_t begin, int64_t end, double* db)
 }  // namespace
 
 #define FASTINV_BIAS_ACT(T)                                                                                       \
-  void bias_act_range(const BiasActParams<T>& p, int64_t begin, int64_t end) { range(p, begin, end); }            \
+  void bias_act_range(const BiasActParams<T>& p, int64_t begin, int64_t end) {                                    \
+    range(p, begin, end);                                                                                         \
+  }                                                                                                               \
   void bias_act_tiles(const BiasActParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch, double* db) { \
     tiles(p, begin, end, scratch, db);                                                                            \
   }                                                                                                               \

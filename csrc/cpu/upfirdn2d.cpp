@@ -12,7 +12,9 @@ namespace {
 
 constexpr int64_t kScratchInCache = 4096;  // values of scratch that stay in the first-level cache beside the rows
 
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+int64_t floor_divide(int64_t a, int64_t b) {
+  return a / b - (a % b < 0);
+}
 
 struct AxisPlan {
   UpfirdnAxis axis;
@@ -44,7 +46,8 @@ struct AxisPlan {
   AxisPlan(const AxisPlan&) = delete;
 };
 
-// Splits filter [height, width] into column[y] * row[x] if it is such a product to within `tolerance` of its largest tap.
+// Splits filter [height, width] into column[y] * row[x] if it is such a product to within `tolerance` of its largest
+// tap.
 bool factorize(const std::vector<double>& f, int64_t height, int64_t width, double tolerance, std::vector<double>& row,
                std::vector<double>& column) {
   int64_t pivot = 0;
@@ -94,8 +97,8 @@ void run(const T* input, T* output, int64_t images, int64_t channels, const Axis
   }
   const int64_t line_size = (x.end - x.begin) * channels;
   const int64_t lines = std::clamp<int64_t>(kScratchInCache / line_size, 1, 16);
-  const UpfirdnParams<T> p{input, output, channels, ax, ay, separable, row_weights.data(), column_weights.data(),
-                           x.begin, x.end, lines};
+  const UpfirdnParams<T> p{input,   output, channels, ax, ay, separable, row_weights.data(), column_weights.data(),
+                           x.begin, x.end,  lines};
   const int64_t cost = ax.out * channels;
   parallel_for(0, images * ay.out, 16384 / cost, [&](int64_t begin, int64_t end) {
     std::unique_ptr<C[]> scratch(new C[upfirdn2d_scratch(p)]);
@@ -141,4 +144,6 @@ Tensor upfirdn2d(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d)); }
+STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) {
+  m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d));
+}

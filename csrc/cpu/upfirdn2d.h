@@ -8,17 +8,17 @@
 
 namespace fastinv {
 
-// One axis, as a polyphase filter: output o = phase + m * phases reads inputs first[phase] + m * step + t with tap t of that
-// phase, for t < count[phase]. Zero insertion thereby disappears: every product is one with a real sample.
+// One axis, as a polyphase filter: output o = phase + m * phases reads inputs first[phase] + m * step + t with tap t of
+// that phase, for t < count[phase]. Zero insertion thereby disappears: every product is one with a real sample.
 struct UpfirdnAxis {
-  int64_t size;            // samples
-  int64_t out;             // outputs
-  int64_t phases;          // the up-sampling factor
-  int64_t step;            // the down-sampling factor
-  int64_t taps;            // largest count
-  const int64_t* first;    // [phases], may lie outside of the samples, which then count as zeros
-  const int64_t* count;    // [phases]
-  const int64_t* tap_at;   // [phases, taps] index of the tap in the filter
+  int64_t size;           // samples
+  int64_t out;            // outputs
+  int64_t phases;         // the up-sampling factor
+  int64_t step;           // the down-sampling factor
+  int64_t taps;           // largest count
+  const int64_t* first;   // [phases], may lie outside of the samples, which then count as zeros
+  const int64_t* count;   // [phases]
+  const int64_t* tap_at;  // [phases, taps] index of the tap in the filter
 };
 
 // Images [images, y.size, x.size, channels]; a contiguous NCHW tensor is N*C images of one channel.

@@ -1,7 +1,8 @@
-// upfirdn2d, one output row at a time: the vertical taps first, from whole input rows into a line of scratch (contiguous
-// whatever the layout), then the horizontal taps from that line. Separable filters cost taps_y + taps_x products instead
-// of taps_y * taps_x. The line carries its own margin of zeros, so no loop has a border case. Short rows go several at a
-// time, so that what was just stored is not at once loaded again at another offset (a store-forwarding stall).
+// upfirdn2d, one output row at a time: the vertical taps first, from whole input rows into a line of scratch
+// (contiguous whatever the layout), then the horizontal taps from that line. Separable filters cost taps_y + taps_x
+// products instead of taps_y * taps_x. The line carries its own margin of zeros, so no loop has a border case. Short
+// rows go several at a time, so that what was just stored is not at once loaded again at another offset (a
+// store-forwarding stall).
 #include "upfirdn2d.h"
 
 namespace fastinv::FASTINV_ISA {
@@ -35,10 +36,14 @@ inline void filter(Out* out, int64_t out_step, const C* in, int64_t in_step, int
         for (int64_t i = 0; i < n; ++i) store(out[i * out_step], C(0));
       }
       return;
-    case 1: return pass<1, add>(out, out_step, in, in_step, tap_step, weight, n);
-    case 2: return pass<2, add>(out, out_step, in, in_step, tap_step, weight, n);
-    case 3: return pass<3, add>(out, out_step, in, in_step, tap_step, weight, n);
-    case 4: return pass<4, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 1:
+      return pass<1, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 2:
+      return pass<2, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 3:
+      return pass<3, add>(out, out_step, in, in_step, tap_step, weight, n);
+    case 4:
+      return pass<4, add>(out, out_step, in, in_step, tap_step, weight, n);
   }
   pass<kUnrolled, add>(out, out_step, in, in_step, tap_step, weight, n);
   for (int64_t t = kUnrolled; t < taps;) {
@@ -47,7 +52,8 @@ inline void filter(Out* out, int64_t out_step, const C* in, int64_t in_step, int
     if (left >= kUnrolled) {
       pass<kUnrolled, true>(out, out_step, from, in_step, tap_step, weight + t, n);
     } else {
-      for (int64_t s = 0; s < left; ++s) pass<1, true>(out, out_step, from + s * tap_step, in_step, 0, weight + t + s, n);
+      for (int64_t s = 0; s < left; ++s)
+        pass<1, true>(out, out_step, from + s * tap_step, in_step, 0, weight + t + s, n);
     }
     t += kUnrolled;
   }
@@ -72,10 +78,14 @@ inline void vertical(C* line, const T* rows, int64_t row_step, const C* weight, 
     case 0:
       for (int64_t i = 0; i < n; ++i) line[i] = C(0);
       return;
-    case 1: return sum_rows<1, false>(line, rows, row_step, weight, n);
-    case 2: return sum_rows<2, false>(line, rows, row_step, weight, n);
-    case 3: return sum_rows<3, false>(line, rows, row_step, weight, n);
-    default: sum_rows<4, false>(line, rows, row_step, weight, n);
+    case 1:
+      return sum_rows<1, false>(line, rows, row_step, weight, n);
+    case 2:
+      return sum_rows<2, false>(line, rows, row_step, weight, n);
+    case 3:
+      return sum_rows<3, false>(line, rows, row_step, weight, n);
+    default:
+      sum_rows<4, false>(line, rows, row_step, weight, n);
   }
   int64_t t = 4;
   for (; t + 4 <= taps; t += 4) sum_rows<4, true>(line, rows + t * row_step, row_step, weight + t, n);

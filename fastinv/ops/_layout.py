@@ -9,6 +9,6 @@ def prefers_channels_last(x: torch.Tensor) -> bool:
 
 
 def empty_like(x: torch.Tensor, shape: list[int] | None = None) -> torch.Tensor:
-    """What a native op returns for the leading tensor x: dense, channels_last if x prefers it, of x's dtype and device."""
+    """What a native op returns for a leading tensor x: dense, channels_last if x prefers it, dtype and device of x."""
     format = torch.channels_last if prefers_channels_last(x) else torch.contiguous_format
     return torch.empty(x.shape if shape is None else shape, dtype=x.dtype, device=x.device, memory_format=format)

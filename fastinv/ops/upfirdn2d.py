@@ -1,6 +1,6 @@
 """Resampling with FIR filters: pad, upsample, filter, downsample in one op.
 
-Definition, per axis, with input ``x`` of length W, filter ``f`` of length K and out = (W * up + p0 + p1 - K) // down + 1::
+Definition, per axis, for ``x`` of length W, ``f`` of length K, ``y`` of length (W * up + p0 + p1 - K) // down + 1::
 
     z[i]  = x[(i - p0) / up] where that index is whole and inside, else 0        (zero insertion, then padding)
     y[o]  = gain * sum_k f[K - 1 - k] * z[o * down + k]                          (a true convolution; flip_filter: f[k])
@@ -106,7 +106,7 @@ def setup_filter(
     """
     f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
     if f.ndim > 2 or f.numel() == 0:
-        raise UsageError(f"setup_filter: f must be a number, a list of taps or a list of rows, got shape {list(f.shape)}")
+        raise UsageError(f"setup_filter: f must be a number, a list of taps or of rows, got shape {list(f.shape)}")
     f = f.reshape(1) if f.ndim == 0 else f
     if separable is None:
         separable = f.ndim == 1 and f.numel() >= 8
@@ -235,7 +235,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    """The adjoint of upfirdn2d is upfirdn2d: up and down swapped, the filter flipped, and what the paddings then must be."""
+    """The adjoint of upfirdn2d is upfirdn2d: up and down swapped, the filter flipped, the paddings that then fit."""
     (f,) = ctx.saved_tensors
     up_x, up_y, down_x, down_y, pad_x0, _, pad_y0, _, flip_filter, gain = ctx.settings
     if ctx.needs_input_grad[1]:
