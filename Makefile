@@ -1,5 +1,5 @@
 # make demo    set up (the first time only), then invert a render and a photograph with the embedded generator
-# make test    set up (the first time only), then ruff and the tests; PYTEST_ARGS="-k upfirdn2d" narrows them down
+# make test    set up (the first time only), then the tests and ruff; PYTEST_ARGS="-k upfirdn2d" narrows them down
 # make native  build the native library into the source tree for the Python that PYTHON names; nothing else (development)
 # make format  format the C++ sources, sort imports
 # make clean   remove .venv and everything that was built
@@ -18,8 +18,8 @@ demo: $(VENV)/.installed $(VENV)/.native
 	$(VENV)/bin/fastinv demo
 
 test: $(VENV)/.installed $(VENV)/.native
-	$(RUN) -m ruff check .
 	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m ruff check -q .
 
 native:
 	$(PYTHON) setup.py -q build_ext --inplace
