@@ -37,6 +37,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.dependencies: $(VENV)/.created constraints.txt
+	@echo "Installing torch and the other dependencies into $(VENV): minutes the first time, depending on the network."
 	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r constraints.txt
 	@touch $@
 
