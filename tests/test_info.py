@@ -75,6 +75,13 @@ def test_choose():
         _dispatch.choose("upfirdn2d", "cuda", x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the native and the reference path
+def test_choosing_does_not_break_the_graph_of_torch_compile(dtype):
+    x = torch.randn(2, 3, 4, 4).to(dtype)
+    compiled = torch.compile(lambda x: ops.bias_act(x, act="lrelu"), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), ops.bias_act(x, act="lrelu"))
+
+
 def test_an_op_needs_its_backward_too(monkeypatch):
     monkeypatch.setattr(_dispatch, "_obstacles", {})
     monkeypatch.setitem(_dispatch.KERNELS, "some_op", frozenset({"cpu"}))

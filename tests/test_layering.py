@@ -11,7 +11,8 @@ import fastinv
 ROOT = Path(__file__).parent.parent
 # Each part may import itself and what stands before it. "" is fastinv/__init__.py itself.
 ORDER = (
-    "errors _ext ops info data models checkpoints latents losses inversion training editing evaluation report cli"
+    "errors files devices _ext ops info data models checkpoints latents losses inversion training editing evaluation "
+    "report cli"
 ).split()
 RANK = {"": -1} | {part: rank for rank, part in enumerate(ORDER)}
 FILES = sorted((ROOT / "fastinv").rglob("*.py"))
