@@ -104,6 +104,17 @@ def test_precision(dtype, index):
     contract.check_accuracy("conv2d_resample", inputs(kernel, size=(12, 13), channels=24, out=20), dtype, **arguments)
 
 
+@native
+@pytest.mark.parametrize("flip_weight", [True, False])
+@pytest.mark.parametrize("padding", [-1, 0, 1, [2, 0, 1, 3]])
+def test_precision_of_upsampling_by_parity(padding, flip_weight):
+    """bfloat16 channels_last has a way of its own, one convolution for the four parities of row and column."""
+    given = inputs(size=(7, 5), channels=24, out=20)
+    given["x"] = given["x"].contiguous(memory_format=torch.channels_last)
+    arguments = {"up": 2, "padding": padding, "flip_weight": flip_weight}
+    contract.check_accuracy("conv2d_resample", given, torch.bfloat16, **arguments)
+
+
 @pytest.mark.parametrize("impl", contract.IMPLS)
 def test_empty_batch(impl):
     for arguments in ({"up": 2, "padding": 1}, {"down": 2, "padding": 1}):
