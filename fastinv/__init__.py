@@ -19,7 +19,10 @@ _LAZY = {  # public name -> module that defines it
     "InversionResult": "inversion",
     "METHODS": "inversion",
 }
-_SUBMODULES = ("ops", "info", "data", "models", "checkpoints", "latents", "losses", "inversion", "training", "report")
+_SUBMODULES = (
+    "ops", "info", "data", "models", "checkpoints", "latents", "losses", "inversion", "training", "evaluation",
+    "report",
+)  # fmt: skip
 
 __all__ = [
     "CheckpointError",

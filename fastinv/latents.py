@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from fastinv.data.pictures import atomic_file, shown
 from fastinv.errors import CheckpointError, UsageError
+from fastinv.files import load_tensors, save_tensors, shown
 
 SPACES = ("z", "w", "w+")
-FORMAT = "fastinv latent"
+KIND = "latent code"  # of a file
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,12 @@ def to_w_plus(G, latent: torch.Tensor, space: str) -> torch.Tensor:
     return expand(latent, G.num_ws)
 
 
-def save_latent(path: str | Path, w_plus: torch.Tensor, metadata: dict[str, str] | None = None) -> None:
-    """Write codes w_plus [N, num_ws, w_dim] as safetensors with metadata (strings); complete or not at all."""
-    tensors = {"w_plus": w_plus.detach().cpu().contiguous()}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, **(metadata or {})})
+def save_latent(path: str | Path, w_plus: torch.Tensor, facts: dict | None = None) -> None:
+    """Write codes w_plus [N, num_ws, w_dim] and JSON-serialisable facts as safetensors; complete or not at all.
+
+    Equal codes and facts give equal bytes.
+    """
+    save_tensors(path, {"w_plus": w_plus}, KIND, facts or {})
 
 
 def load_latent(path: str | Path) -> torch.Tensor:
@@ -118,10 +117,7 @@ def load_latent(path: str | Path) -> torch.Tensor:
     """
     if not Path(path).exists():
         raise FileNotFoundError(2, "no such file", str(path))
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
-                raise CheckpointError(f"{shown(path)} holds no latent code: it was not written by fastinv invert")
-            return file.get_tensor("w_plus")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {shown(path)}: {error}") from error
+    tensors, _ = load_tensors(path, KIND)
+    if "w_plus" not in tensors or tensors["w_plus"].ndim != 3:
+        raise CheckpointError(f"{shown(path)} holds no w_plus of shape [N, num_ws, w_dim]; the file is damaged")
+    return tensors["w_plus"]

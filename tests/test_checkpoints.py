@@ -1,6 +1,7 @@
 """Our safetensors format: round trips, and one clear error for everything that is not such a file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_generator_round_trip_is_exact(generator, tmp_path):
     z, c = torch.randn(2, 8), torch.eye(2)
     assert torch.equal(loaded(z, c), generator(z, c))
     with safe_open(tmp_path / "g.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["training"]) == {"seed": 3}
+        assert json.loads(file.metadata()["fastinv"])["training"] == {"seed": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["g.safetensors"]
 
 
@@ -72,7 +73,12 @@ def test_files_that_are_not_ours(generator, tmp_path):
         tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
     tensors.pop("synthesis.b4.const")
     save_file(tensors, tmp_path / "short.safetensors", metadata)
-    cases["does not fit its configuration"] = tmp_path / "short.safetensors"
+    cases[r"does not fit its configuration.*Missing key.*synthesis\.b4\.const"] = tmp_path / "short.safetensors"
+    for number, config in enumerate(([1], {"resolution": 16, "channels": [4]}, {"resolution": "16"}, {"depth": 3})):
+        document = json.dumps({"kind": "generator", "config": config})
+        save_file(tensors, tmp_path / f"odd{number}.safetensors", {"fastinv": document})
+        with pytest.raises(CheckpointError, match="does not fit its configuration"):
+            load_generator(tmp_path / f"odd{number}.safetensors")
     for message, path in cases.items():
         with pytest.raises(CheckpointError, match=message):
             load_generator(path)
@@ -93,12 +99,41 @@ def test_hash_tells_weights_apart(generator):
 
 
 def test_nothing_half_written_stays(generator, tmp_path, monkeypatch):
-    import fastinv.checkpoints.native as native
+    save_network(generator, tmp_path / "old.safetensors")
+    before = (tmp_path / "old.safetensors").read_bytes()
 
-    def fail(*_):
-        raise OSError("disk full")
+    def fail(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_network(generator, tmp_path / "g.safetensors")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    for name in ("new", "old"):
+        with pytest.raises(UsageError, match=f"cannot write .*{name}.safetensors: No space left on device"):
+            save_network(generator, tmp_path / f"{name}.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]
+    assert (tmp_path / "old.safetensors").read_bytes() == before
+
+
+def test_the_same_network_gives_the_same_bytes_in_every_process(run_python, tmp_path):
+    code = """
+import sys, torch, fastinv.latents
+from fastinv.checkpoints import save_network
+from fastinv.models.stylegan2 import Generator
+torch.manual_seed(0)
+save_network(Generator(8, 4, 4, channels={4: 2, 8: 2}), sys.argv[1] + ".g", training={"a": 1, "b": [2], "c": "x"})
+fastinv.latents.save_latent(sys.argv[1] + ".w", torch.ones(1, 4, 4), {"space": "w+", "seed": 3, "method": "m"})
+"""
+    for number in range(2):
+        result = run_python(code, str(tmp_path / str(number)), PYTHONHASHSEED=str(number))
+        assert result.returncode == 0, result.stderr
+    for suffix in ("g", "w"):
+        first, second = (tmp_path / f"{number}.{suffix}" for number in range(2))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_odd_names_are_one_clear_line():
+    for name in ("x" * 5000, "new\nline"):
+        with pytest.raises(CheckpointError) as caught:
+            load_generator(name)
+        assert "\n" not in str(caught.value)

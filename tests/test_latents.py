@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from fastinv import latents
 from fastinv.errors import CheckpointError, UsageError
+from fastinv.files import save_tensors
 from fastinv.models.stylegan2 import Generator
 
 
@@ -117,5 +118,12 @@ def test_bad_latent_files(tmp_path):
     with pytest.raises(CheckpointError, match="cannot read .*broken"):
         latents.load_latent(tmp_path / "broken.safetensors")
     save_file({"w_plus": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="no latent code"):
+    with pytest.raises(CheckpointError, match="not a latent code: it was not written by fastinv"):
         latents.load_latent(tmp_path / "other.safetensors")
+    save_tensors(tmp_path / "network.safetensors", {"w_plus": torch.zeros(1, 4, 6)}, "generator", {})
+    with pytest.raises(CheckpointError, match="holds a generator, not a latent code"):
+        latents.load_latent(tmp_path / "network.safetensors")
+    for tensors in ({"w": torch.zeros(1, 4, 6)}, {"w_plus": torch.zeros(6)}):
+        save_tensors(tmp_path / "odd.safetensors", tensors, latents.KIND, {})
+        with pytest.raises(CheckpointError, match="holds no w_plus of shape"):
+            latents.load_latent(tmp_path / "odd.safetensors")

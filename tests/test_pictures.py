@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from fastinv.data import pictures
 from fastinv.data.pictures import check_picture, load_mask, load_picture, save_picture, to_pillow
 from fastinv.errors import FastinvError, PictureError, UsageError
+from fastinv.files import shown
 
 
 def scene(width: int = 96, height: int = 96) -> Image.Image:
@@ -287,7 +288,7 @@ def refused(path, says: str, check: bool = True) -> None:
             read()
         message = str(caught.value)
         assert says in message and "\n" not in message and len(message) < 400
-        assert pictures.shown(path) in message
+        assert shown(path) in message
 
 
 def test_refused_files(tmp_path):

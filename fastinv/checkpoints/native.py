@@ -1,22 +1,18 @@
-"""Our own file format: safetensors with the network's configuration as JSON in the metadata.
+"""Our own file format: safetensors with the network's configuration in the metadata.
 
-Metadata keys: ``format`` ("fastinv"), ``kind`` ("generator" or "discriminator"), ``config`` (constructor arguments),
-``training`` (how the weights were made; free-form JSON). Tensor names are the state dict's.
+The metadata is one entry, ``fastinv``, JSON with ``kind`` ("generator" or "discriminator"), ``config`` (constructor
+arguments) and ``training`` (how the weights were made, free-form). Tensor names are the state dict's.
 """
 
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from fastinv.checkpoints.registry import BUNDLED
 from fastinv.errors import CheckpointError, UsageError
+from fastinv.files import load_tensors, save_tensors, shown
 from fastinv.models.discriminator import Discriminator
 from fastinv.models.stylegan2 import Generator
 
@@ -31,29 +27,17 @@ def save_network(network: nn.Module, path: str | Path, dtype: torch.dtype | None
         path: where to; the folder must exist.
         dtype: store floating-point tensors in this type, e.g. ``torch.float16`` to halve the file.
         training: JSON-serialisable facts about the origin of the weights.
+
+    Raises:
+        UsageError: another kind of network, or the file cannot be written.
     """
     kinds = [kind for kind, cls in NETWORKS.items() if isinstance(network, cls)]
     if not kinds:
         raise UsageError(f"can only save a Generator or a Discriminator, not a {type(network).__name__}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = network.state_dict()
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    metadata = {
-        "format": "fastinv",
-        "kind": kinds[0],
-        "config": json.dumps(network.config),
-        "training": json.dumps(training or {}),
-    }
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    save_tensors(path, tensors, kinds[0], {"config": network.config, "training": training or {}})
 
 
 def load_generator(name_or_path: str | Path, device=None, dtype: torch.dtype | None = None) -> Generator:
@@ -86,15 +70,18 @@ def network_hash(network: nn.Module) -> str:
 
 def _resolve(name_or_path: str | Path, kind: str) -> Path:
     """The file behind a bundled name or a path."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
+    path, name = Path(name_or_path), shown(name_or_path)
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise CheckpointError(f"{name} is a folder; give the {kind}'s .safetensors file")
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        raise CheckpointError(f"cannot read {name}: {error.strerror}") from error
     if str(name_or_path) in BUNDLED:
         return getattr(BUNDLED[str(name_or_path)], kind)
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the {kind}'s .safetensors file")
     raise CheckpointError(
-        f"no {kind} {str(name_or_path)!r}: neither a file nor a bundled name ({', '.join(BUNDLED)}); "
+        f"no {kind} {name!r}: neither a file nor a bundled name ({', '.join(BUNDLED)}); "
         "`fastinv models` lists what there is"
     )
 
@@ -102,23 +89,14 @@ def _resolve(name_or_path: str | Path, kind: str) -> Path:
 def _load(name_or_path, kind, device, dtype):
     path = _resolve(name_or_path, kind)
     if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path} is not a .safetensors file; other formats are not read yet")
+        raise CheckpointError(f"{shown(path)} is not a .safetensors file; other formats are not read yet")
+    tensors, facts = load_tensors(path, kind)
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if metadata.get("format") != "fastinv":
-        raise CheckpointError(f"{path} was not written by fastinv: its metadata has no fastinv configuration")
-    if metadata.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {metadata.get('kind')}, not a {kind}")
-    try:
-        config = json.loads(metadata["config"])
-        network = NETWORKS[kind](**config)
+        network = NETWORKS[kind](**facts["config"])
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        raise CheckpointError(f"{path} does not fit its configuration: {str(error).splitlines()[0]}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]  # torch lists every tensor
+        raise CheckpointError(f"{shown(path)} does not fit its configuration: {reason}") from error
     try:
         network = network.to(device=device, dtype=dtype)
     except (RuntimeError, TypeError, AssertionError) as error:

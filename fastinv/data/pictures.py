@@ -21,7 +21,6 @@ import io
 import logging
 import math
 import os
-import secrets
 import stat
 import warnings
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from fastinv.errors import PictureError, UsageError
+from fastinv.files import atomic_file, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 CROPS = ("center", "pad")
@@ -112,29 +112,6 @@ def save_picture(image: torch.Tensor | Image.Image, path: str | os.PathLike) -> 
     image = to_pillow(image) if isinstance(image, torch.Tensor) else image
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what was written there takes `path`'s place at the end, or is removed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(
-            f"cannot write {shown(path)}: {reason}; check the folder, its rights and free space"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def shown(path: str | os.PathLike) -> str:
-    """The path as text for a one-line message (odd characters escaped)."""
-    text = os.fspath(path)
-    return text if isinstance(text, str) and text.isprintable() and text else ascii(text)
 
 
 @contextlib.contextmanager

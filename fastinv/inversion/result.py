@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastinv.data.pictures import save_picture, shown
+from fastinv.data.pictures import save_picture
 from fastinv.errors import UsageError
+from fastinv.files import shown
 from fastinv.latents import load_latent, save_latent
 
 LATENT, PICTURE, RESULT = "latent.safetensors", "reconstruction.png", "result.json"
@@ -71,9 +72,9 @@ class InversionResult:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:64]}."))
             temporary.chmod(0o755)
-            metadata = {name: str(self.settings.get(name)) for name in ("method", "space", "seed")}
-            metadata["generator_sha256"] = str(self.settings.get("generator", {}).get("sha256"))
-            save_latent(temporary / LATENT, self.w_plus, metadata)
+            facts = {name: self.settings.get(name) for name in ("method", "space", "seed")}
+            facts["generator_sha256"] = self.settings.get("generator", {}).get("sha256")
+            save_latent(temporary / LATENT, self.w_plus, facts)
             save_picture(torch.cat(list(self.images), dim=-1), temporary / PICTURE)
             for name, picture in (pictures or {}).items():
                 save_picture(picture, temporary / name)

@@ -6,18 +6,18 @@ activations, mean pooling instead of strides, and no normalisation layers (the b
 folded into the weights).
 """
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastinv.data.faces import NAMES
 from fastinv.errors import CheckpointError, UsageError
+from fastinv.files import load_tensors, shown
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "attributes.safetensors"
+KIND = "attribute network"  # of a file
 CHANNELS = (16, 48, 96, 160, 128)  # of the stages at 64, 32, 16, 8 and 4 pixels
 
 
@@ -113,23 +113,12 @@ def load_attribute_network(path: str | Path | None = None, device=None, dtype=No
         CheckpointError: no such file, or not an attribute network, or made for other attributes.
     """
     path = WEIGHTS if path is None else Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no attribute network at {path}; give a .safetensors file or reinstall fastinv")
+    tensors, facts = load_tensors(path, KIND)
+    if facts.get("names") != list(NAMES):
+        raise CheckpointError(f"{shown(path)} was trained for other attributes; train it again for {', '.join(NAMES)}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    if metadata.get("kind") != "attributes":
-        raise CheckpointError(
-            f"{path} is a {metadata.get('kind', 'file of another project')}, not an attribute network"
-        )
-    if json.loads(metadata["names"]) != list(NAMES):
-        raise CheckpointError(f"{path} was trained for other attributes; train it again for {', '.join(NAMES)}")
-    network = AttributeNetwork(**json.loads(metadata["config"]))
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own configuration; the file is damaged") from error
+        network = AttributeNetwork(**facts["config"])
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{shown(path)} does not fit its own configuration; the file is damaged") from error
     return network.eval().requires_grad_(False).to(device=device, dtype=dtype)

@@ -1,0 +1,107 @@
+"""Files of ours: written whole or not at all, and safetensors whose bytes depend on their content alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastinv.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+KEY = "fastinv"  # of the metadata
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what was written there takes `path`'s place at the end, or is removed.
+
+    Raises:
+        UsageError: it cannot be written (an OSError of the block or of the replacing).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(
+            f"cannot write {shown(path)}: {reason}; check the folder, its rights and free space"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shown(path: str | os.PathLike) -> str:
+    """The path as text for a one-line message (odd characters escaped)."""
+    text = os.fspath(path)
+    return text if isinstance(text, str) and text.isprintable() and text else ascii(text)
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """A UsageError unless files can be written to ``folder``, made if need be; leaves nothing behind."""
+    folder = Path(folder)
+    nearest = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".fastinv-"):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {shown(folder)}: {error.strerror}; choose another --out") from error
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], kind: str, facts: dict) -> None:
+    """Write tensors as safetensors; complete or not at all.
+
+    Args:
+        path: where to; the folder must exist.
+        tensors: name -> tensor, on any device.
+        kind: what the file is, e.g. "generator"; ``load_tensors`` asks for it.
+        facts: JSON-serialisable; with the kind they become one entry of the metadata, because safetensors writes
+            several in an order that changes from run to run.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {KEY: json.dumps({"kind": kind, **facts}, sort_keys=True)},
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read what ``save_tensors`` wrote: (name -> tensor on the CPU, facts). Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, not ours, or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = shown(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read {name}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {name}: {error}") from error
+    try:
+        facts = json.loads(metadata[KEY])
+        found = facts.pop("kind")
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{name} is not a {kind}: it was not written by fastinv") from error
+    if found != kind:
+        raise CheckpointError(f"{name} holds a {found}, not a {kind}")
+    return tensors, facts
