@@ -71,8 +71,8 @@ def main():
         report[space] = entry
         print(space, json.dumps(entry, indent=1), flush=True)
         if options.inversions and space == "w+":
-            pairs = torch.stack([images[:32].view(4, 8, *images.shape[1:]), found[:32].view(4, 8, *images.shape[1:])], 1)
-            grid(pairs.flatten(0, 2), 8).save(options.inversions)
+            rows = [pictures[:32].view(4, 8, *images.shape[1:]) for pictures in (images, found)]
+            grid(torch.stack(rows, 1).flatten(0, 2), 8).save(options.inversions)
     if options.samples:
         z = torch.randn(options.samples, G.z_dim, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

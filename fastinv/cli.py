@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from fastinv.errors import FastinvError, PictureError, UsageError
+from fastinv.files import check_writable, shown
 
 app = typer.Typer(
     help="Turns a picture into a StyleGAN latent code and back, fast.",
@@ -86,7 +87,8 @@ def invert(
     Example: fastinv invert portrait.jpg --steps 500 --out results
     """
     from fastinv.checkpoints import load_generator
-    from fastinv.data.pictures import CROPS, check_picture, load_mask, load_picture, shown
+    from fastinv.data.pictures import CROPS, check_picture, load_mask, load_picture
+    from fastinv.devices import named_device, named_dtype
     from fastinv.inversion import METHODS
     from fastinv.inversion.task import configure, whole_number
 
@@ -96,8 +98,8 @@ def invert(
     whole_number("--batch", batch, least=1)
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
-    where, kind = _device(device), _dtype(dtype)
-    _check_writable(out)
+    where, kind = named_device(device), named_dtype(dtype)
+    check_writable(out)
 
     failed = 0
     readable = []
@@ -161,14 +163,15 @@ def demo(
     from fastinv.checkpoints import load_generator
     from fastinv.data import faces
     from fastinv.data.pictures import load_picture
+    from fastinv.devices import named_device
     from fastinv.inversion import METHODS
     from fastinv.inversion.task import configure, whole_number
     from fastinv.report import comparison
 
     configure(METHODS, "image2stylegan", "w+", steps, {})
     whole_number("--seed", seed, least=0)
-    where = _device(device)
-    _check_writable(out)
+    where = named_device(device)
+    check_writable(out)
     G = load_generator("faces64", device=where)
     render = faces.sample(1, seed=seed, split="heldout", resolution=G.resolution)[0][0]
     photograph = load_picture(Path(__file__).parent / "data" / "astronaut.png", G.resolution)
@@ -240,51 +243,6 @@ def _options(pairs: list[str]) -> dict:
             value = text
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
-
-
-def _device(name: str):
-    """torch.device of a name that works here."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        seen = torch.cuda.device_count()
-        raise UsageError(f"device {name!r} cannot be used; use auto, cpu or cuda ({seen} seen here)") from error
-    return device
-
-
-def _dtype(name: str):
-    """torch.dtype of a name."""
-    import torch
-
-    dtypes = {
-        "float32": torch.float32,
-        "float64": torch.float64,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if name not in dtypes:
-        raise UsageError(f"unknown dtype {name!r}; choose one of {', '.join(dtypes)}")
-    return dtypes[name]
-
-
-def _check_writable(folder: Path) -> None:
-    """A UsageError unless results can be written to `folder`; leaves nothing behind."""
-    import os
-    import tempfile
-
-    from fastinv.data.pictures import shown
-
-    nearest = next(path for path in [folder, *folder.absolute().parents] if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".fastinv-"):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot write to {shown(folder)}: {error.strerror}; choose another --out") from error
 
 
 def _names(pictures: list[Path], out: Path) -> list[str]:

@@ -195,6 +195,8 @@ def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
         (["--steps", "1.5"], ["--steps"]),
         (["--batch", "0"], ["--batch", "0"]),
         (["--seed", "-1"], ["seed", "-1"]),
+        (["--seed", "9" * 30, "--set", "start=random"], ["seed", "2**62"]),
+        (["--generator", "x" * 300], ["File name too long"]),
         (["--method", "magic"], ["magic", "image2stylegan"]),
         (["--space", "q"], ["'q'", "w+, w"]),
         (["--generator", "nobody"], ["nobody", "faces64", "fastinv models"]),
@@ -291,6 +293,9 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(folder, genera
         (["demo", "--device", "toaster"], "toaster"),
         (["demo", "extra"], "extra"),
         (["train", "nothing"], "nothing"),
+        (["train", "generator"], "required: --data, --out"),
+        (["train", "generator", "--data", "faces", "--out", "a", "--kimg", "x"], "argument --kimg"),
+        (["train", "attributes", "--out", "a", "--steps", "-1"], "--steps must be at least 1"),
     ],
 )
 def test_bad_usage(folder, capsys, arguments, says):

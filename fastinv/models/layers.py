@@ -30,7 +30,7 @@ def channel_table(resolution: int, channels: dict[int, int] | None, base: int, m
     table = {int(r): int(count) for r, count in channels.items()}
     if sorted(table) != resolutions or min(table.values()) < 1:
         raise UsageError(f"channels must give a positive count for each of {resolutions}, not {channels}")
-    return table
+    return {r: table[r] for r in resolutions}
 
 
 def normalize_second_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:

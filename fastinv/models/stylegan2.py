@@ -84,7 +84,9 @@ class MappingNetwork(nn.Module):
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU; conv0 of a block doubles the resolution."""
 
-    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, resample_filter=(1, 3, 3, 1), conv_clamp=None):
+    def __init__(
+        self, in_channels, out_channels, w_dim, resolution, up=1, resample_filter=(1, 3, 3, 1), conv_clamp=None
+    ):
         super().__init__()
         self.resolution, self.up, self.conv_clamp = resolution, up, conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)

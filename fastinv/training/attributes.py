@@ -4,21 +4,22 @@
 shipped weights; its output is docs/training/attributes.log.
 """
 
-import argparse
 import json
 import math
-import os
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fastinv.data import faces
-from fastinv.errors import UsageError
-from fastinv.models.attributes import CHANNELS, AttributeNetwork
+from fastinv.devices import named_device
+from fastinv.errors import FastinvError, UsageError
+from fastinv.files import check_writable, save_tensors
+from fastinv.models.attributes import CHANNELS, KIND, AttributeNetwork
+from fastinv.training.options import Parser, check_range
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,12 +65,12 @@ def train(
     batch: int = 32,
     channels: tuple[int, ...] = CHANNELS,
     learning_rate: float = 2e-3,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     log=print,
 ) -> AttributeNetwork:
     """Train on steps * batch fresh train-split renders; the network returned is folded, rounded to half precision.
 
-    Loss: Huber on standardised attributes; AdamW, one-cycle cosine learning rate; bfloat16 autocast.
+    Loss: Huber on standardised attributes; AdamW, learning rate rising over 1/25 of the steps, then a cosine; bfloat16 autocast.
     """
     if steps < 1 or batch < 1:
         raise UsageError(f"steps is {steps} and batch is {batch}; both must be at least 1")
@@ -84,7 +85,7 @@ def train(
     attributes = faces.sample_attributes(steps * batch, seed)
     start, running = time.time(), None
     for step in range(steps):
-        warm = min(1.0, (step + 1) / 200)
+        warm = min(1.0, (step + 1) * 25 / steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         rows = slice(step * batch, (step + 1) * batch)
@@ -109,32 +110,27 @@ def train(
 
 def save(network: AttributeNetwork, path: str | Path, training: dict) -> None:
     """Write a folded network as half-precision safetensors; the file appears whole or not at all."""
-    path = Path(path)
-    state = {name: value.half().contiguous() for name, value in network.state_dict().items()}
-    metadata = {
-        "format": "fastinv",
-        "kind": "attributes",
-        "config": json.dumps(network.config),
-        "names": json.dumps(faces.NAMES),
-        "training": json.dumps(training),
-    }
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file(state, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    state = {name: value.half() for name, value in network.state_dict().items()}
+    save_tensors(path, state, KIND, {"config": network.config, "names": faces.NAMES, "training": training})
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("fastinv train attributes", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--channels", type=int, nargs=5, default=CHANNELS, metavar="C")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser("fastinv train attributes", __doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file of the network")
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="training steps")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="portraits per step")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    parser.add_argument(
+        "--channels", type=int, nargs=5, default=CHANNELS, metavar="N", help="feature maps at 64, 32, ... 4 pixels"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     arguments = parser.parse_args(argv)
+    check_range(arguments, "steps batch", 1)
+    check_range(arguments, "seed", 0, 2**61)
+    if min(arguments.channels) < 1:
+        raise UsageError(f"--channels must be at least 1 each, not {' '.join(map(str, arguments.channels))}")
+    device = named_device(arguments.device)
+    check_writable(arguments.out.parent)  # not only after the training
     facts = {key: value for key, value in vars(arguments).items() if key not in ("out", "device")}
     facts["torch"] = torch.__version__
     print(json.dumps(facts), flush=True)
@@ -144,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.seed,
         arguments.batch,
         tuple(arguments.channels),
-        device=arguments.device,
+        device=device,
         log=lambda line: print(line, flush=True),
     )
     scores = evaluate(network)
@@ -158,4 +154,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastinvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fastinv.data import faces
+from fastinv.data.pictures import load_picture
 from fastinv.errors import UsageError
+from fastinv.files import shown
 from fastinv.models.layers import normalize_second_moment
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -23,14 +25,14 @@ class FacesSource:
 
     paired = True
 
-    def __init__(self, resolution: int, z_dim: int):
+    def __init__(self, resolution: int, z_dim: int, device: torch.device | str = "cpu"):
         if z_dim < len(faces.NAMES) + 1:
             raise UsageError(f"faces need z_dim of at least {len(faces.NAMES) + 1}, not {z_dim}")
-        self.resolution, self.z_dim = resolution, z_dim
+        self.resolution, self.z_dim, self.device = resolution, z_dim, device
 
     def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` new pairs: pictures [count, 3, resolution, resolution] in [-1, 1] and their z [count, z_dim]."""
-        z = torch.randn(count, self.z_dim)
+        z = torch.randn(count, self.z_dim).to(self.device)
         images = faces.render(faces_attributes(z), resolution=self.resolution)
         return shrink(images, resolution), z
 
@@ -50,31 +52,32 @@ class FolderSource:
     Args:
         folder: at least one readable picture; the first unreadable one is an error that names it.
         resolution: side in pixels.
+        z_dim: width of the latents that ``batch`` draws.
         mirror: flip half of them horizontally.
+        device: where the pictures are kept.
     """
 
     paired = False
 
-    def __init__(self, folder: str | Path, resolution: int, z_dim: int, mirror: bool = False):
-        from fastinv.data.pictures import load_picture
-
+    def __init__(self, folder: str | Path, resolution: int, z_dim: int, mirror: bool = False, device="cpu"):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder of pictures; give a folder or the word faces")
+            raise UsageError(f"{shown(folder)} is not a folder of pictures; give a folder or the word faces")
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
         if not paths:
-            raise UsageError(f"no pictures in {folder} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+            raise UsageError(f"no pictures in {shown(folder)} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
         pictures = [load_picture(path, resolution) for path in paths]
-        self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures])
-        self.z_dim, self.mirror = z_dim, mirror
+        self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures]).to(device)
+        self.z_dim, self.mirror, self.device = z_dim, mirror, device
 
     def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` random pictures [count, 3, resolution, resolution] in [-1, 1], and unrelated latents."""
-        images = self.images[torch.randint(len(self.images), (count,))].float() / 127.5 - 1
+        chosen = torch.randint(len(self.images), (count,)).to(self.device)
+        images = self.images[chosen].float() / 127.5 - 1
         if self.mirror:
-            flip = torch.rand(count) < 0.5
-            images[flip] = images[flip].flip(3)
-        return shrink(images, resolution), torch.randn(count, self.z_dim)
+            flip = (torch.rand(count, 1, 1, 1) < 0.5).to(self.device)
+            images = torch.where(flip, images.flip(3), images)
+        return shrink(images, resolution), torch.randn(count, self.z_dim).to(self.device)
 
 
 def shrink(images: torch.Tensor, resolution: int) -> torch.Tensor:
