@@ -156,6 +156,9 @@ def test_minibatch_stddev_groups():
         (lambda G: Generator(48), "power of two"),
         (lambda G: Generator(8, architecture="stylegan"), "architecture must be one of"),
         (lambda G: Generator(8, channels={4: 4}), "channels must give"),
+        (lambda G: Discriminator(8, 2)(torch.zeros(1, 3, 8, 8)), "conditional: c must have .* none was given"),
+        (lambda G: Discriminator(8, 2)(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3)), r"c must have .*\[1, 2\], not"),
+        (lambda G: Discriminator(8)(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3)), "not conditional"),
         (lambda G: Discriminator(16, channels={4: 4, 8: 4, 16: 4})(torch.zeros(1, 3, 8, 8)), "images must have shape"),
     ],
 )

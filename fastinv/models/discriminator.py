@@ -165,8 +165,13 @@ class Discriminator(nn.Module):
             raise UsageError(
                 f"images must have shape [N, 3, {self.resolution}, {self.resolution}], not {list(images.shape)}"
             )
-        if bool(self.c_dim) != (c is not None and c.shape[-1] > 0):
-            raise UsageError(f"this discriminator takes labels of width {self.c_dim}: give c exactly if that is not 0")
+        if self.c_dim and (c is None or c.shape != (len(images), self.c_dim)):
+            found = "none was given" if c is None else f"not {list(c.shape)}"
+            raise UsageError(
+                f"this discriminator is conditional: c must have shape [{len(images)}, {self.c_dim}], {found}"
+            )
+        if not self.c_dim and c is not None and c.shape[-1] != 0:
+            raise UsageError("this discriminator is not conditional: leave c out")
         master = self.b4.fc.weight.dtype
         images = images.to(dtype or master, memory_format=torch.channels_last)
         x = None
