@@ -300,6 +300,13 @@ def test_when_the_only_picture_fails_the_work_ends_and_the_best_is_kept(G, image
     )
 
 
+@pytest.mark.parametrize("learning_rate", [1e38, 1e300])
+def test_a_learning_rate_beyond_the_number_range_is_a_clear_error(G, images, learning_rate):
+    with pytest.raises(NonFiniteLossError, match="lower learning_rate") as info:
+        run(G, images, 20, learning_rate=learning_rate)
+    assert info.value.result.w_plus.isfinite().all()
+
+
 def test_failing_at_the_last_step_is_noticed(G, images):
     with pytest.raises(NonFiniteLossError) as info:
         run(G, images, 3, trunk=Fragile(4, row=1))  # the target and steps 0 to 2 are sound
@@ -549,14 +556,15 @@ BAD_INPUT = [
     ({"steps": "10"}, "not '10'"),
     ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
     ({"seed": "a"}, "seed must be a whole number"),
+    ({"seed": 10**30}, "seed must be below 2"),
     (
         {"learning_rte": 0.1},
         "unknown option 'learning_rte' for image2stylegan; valid are beta1, beta2, layer_weights, ",
     ),
-    ({"learning_rate": 0}, "learning_rate must be positive, not 0"),
-    ({"learning_rate": -0.1}, "learning_rate must be positive, not -0.1"),
-    ({"learning_rate": math.nan}, "learning_rate must be positive, not nan"),
-    ({"learning_rate": math.inf}, "learning_rate must be positive, not inf"),
+    ({"learning_rate": 0}, "learning_rate must be positive and finite, not 0"),
+    ({"learning_rate": -0.1}, "learning_rate must be positive and finite, not -0.1"),
+    ({"learning_rate": math.nan}, "learning_rate must be positive and finite, not nan"),
+    ({"learning_rate": math.inf}, "learning_rate must be positive and finite, not inf"),
     ({"learning_rate": "fast"}, "learning_rate must be a float, not 'fast'"),
     ({"learning_rate": None}, "learning_rate must be a float, not None"),
     ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), not 1.0"),

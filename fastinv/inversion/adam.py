@@ -41,7 +41,9 @@ class Adam:
             mean = self.mean[name].lerp_(gradient, 1 - beta1)
             square = self.square[name].lerp_(gradient.square(), 1 - beta2)
             scale = (square / square_correction).sqrt_().add_(self.eps)
-            value.addcdiv_(mean, scale, value=-factor * self.rates[name] / mean_correction)
+            # A larger factor than the dtype holds would be an error of torch; as it is, the loss becomes infinite.
+            rate = min(factor * self.rates[name] / mean_correction, torch.finfo(value.dtype).max)
+            value.addcdiv_(mean, scale, value=-rate)
 
     def select(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Go on with some rows only, rows [M]; returns the new variables."""

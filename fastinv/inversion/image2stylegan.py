@@ -49,7 +49,7 @@ class Image2StyleGAN:
 
     def __post_init__(self):
         if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
+            raise UsageError(f"learning_rate must be positive and finite, not {self.learning_rate}")
         for name in ("layers", "layer_weights"):
             if not isinstance(getattr(self, name), (tuple, list, type(None))):
                 raise UsageError(f"{name} must be a list, not {getattr(self, name)!r}")

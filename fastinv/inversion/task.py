@@ -59,7 +59,9 @@ def configure(methods: dict[str, type], method: str, space: str, steps: int | No
 
 
 def whole_number(name: str, value, least: int) -> int:
-    """``value`` as an int, or a UsageError."""
+    """``value`` as an int that fits into 64 bits, or a UsageError."""
+    if isinstance(value, numbers.Integral) and value >= 2**62:
+        raise UsageError(f"{name} must be below 2**62, not {value}")
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return int(value)
