@@ -70,7 +70,8 @@ def train(
 ) -> AttributeNetwork:
     """Train on steps * batch fresh train-split renders; the network returned is folded, rounded to half precision.
 
-    Loss: Huber on standardised attributes; AdamW, learning rate rising over 1/25 of the steps, then a cosine; bfloat16 autocast.
+    Loss: Huber on standardised attributes. AdamW; the learning rate rises for 1/25 of the steps, then falls as a cosine.
+    Arithmetic: bfloat16 autocast.
     """
     if steps < 1 or batch < 1:
         raise UsageError(f"steps is {steps} and batch is {batch}; both must be at least 1")
