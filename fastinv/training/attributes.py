@@ -70,7 +70,7 @@ def train(
 ) -> AttributeNetwork:
     """Train on steps * batch fresh train-split renders; the network returned is folded, rounded to half precision.
 
-    Loss: Huber on standardised attributes. AdamW; the learning rate rises for 1/25 of the steps, then falls as a cosine.
+    Loss: Huber on standardised attributes; AdamW: the learning rate rises for 1/25 of the steps, then falls (cosine).
     Arithmetic: bfloat16 autocast.
     """
     if steps < 1 or batch < 1:
