@@ -280,8 +280,8 @@ def _invert_batch(G, targets: list, titles: list[str], **arguments) -> list:
         result, failed = error.result, error.failed
         for row, step in failed.items():
             say(f"{titles[row]}: the loss is not finite after {step} steps; lower learning_rate or use --dtype float32")
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
         raise UsageError(f"out of memory with {len(targets)} pictures at a time; use a smaller --batch") from error
     return [None if row in failed else result[row] for row in range(len(targets))]
@@ -328,6 +328,9 @@ def main(arguments: list[str] | None = None) -> int:
             status = error.exit_code
             if message := error.format_message().rstrip("."):  # none where it has already shown the help
                 say(f"{message}; `fastinv --help` lists commands and options")
+        elif _out_of_memory(error):
+            status = 2
+            say("out of memory; use smaller batches, pictures or networks")
         else:
             status = 70
             first = (str(error).splitlines() or [""])[0]
@@ -337,6 +340,12 @@ def main(arguments: list[str] | None = None) -> int:
     if status == 130:
         say("interrupted")
     return status if isinstance(status, int) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of a GPU (told by name: torch may not be imported here)."""
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return by_type or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _show_traceback() -> None:

@@ -358,6 +358,17 @@ def test_an_error_of_ours_is_one_line_too(folder, generator, capsys, monkeypatch
     refused(capsys, ["invert", path, "--generator", generator, *QUICK], "unexpected KeyError", "--debug", status=70)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9")]
+)
+def test_out_of_memory_in_training_is_no_error_of_ours(folder, capsys, monkeypatch, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("fastinv.training.generator.main", fail)
+    refused(capsys, ["train", "generator"], "out of memory; use smaller batches")
+
+
 def test_out_of_memory_says_what_to_do(folder, generator, capsys, monkeypatch):
     def fail(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")

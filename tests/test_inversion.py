@@ -547,6 +547,7 @@ BAD_INPUT = [
     ({"images": picture(math.nan)}, "not finite"),
     ({"images": picture(math.inf)}, "not finite"),
     ({"G": nn.Linear(2, 2)}, "not a generator: Linear has no 'mapping'"),
+    ({"G": generator().prepare()}, "must be the generator itself, not a PreparedGenerator"),
     ({"method": "magic"}, "unknown method 'magic'; known are image2stylegan"),
     ({"method": None}, "unknown method None"),
     ({"space": "s"}, r"unknown space 's' for image2stylegan; it works in w\+, w"),

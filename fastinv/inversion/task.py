@@ -69,6 +69,8 @@ def whole_number(name: str, value, least: int) -> int:
 
 def check_generator(G) -> None:
     """A UsageError unless G offers what inversion needs."""
+    if hasattr(G, "synthesis") and not isinstance(G, torch.nn.Module):
+        raise UsageError(f"G must be the generator itself, not a {type(G).__name__}; inversion prepares it")
     for name in ("mapping", "synthesis", "num_ws", "w_dim", "w_avg", "resolution"):
         if not hasattr(G, name):
             raise UsageError(f"not a generator: {type(G).__name__} has no {name!r}; see fastinv.load_generator")

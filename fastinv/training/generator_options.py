@@ -55,7 +55,7 @@ def parser() -> Parser:
 def check_options(options: argparse.Namespace):
     """Refuse bad numbers before any work."""
     check_range(options, "kimg minutes checkpoint", 0, above=True)
-    check_range(options, "batch z_dim w_dim mapping_layers path_length_interval", 1, 2**20)
+    check_range(options, "batch z_dim w_dim mapping_layers path_length_interval", 1, 100_000)
     check_range(options, "g_lr d_lr mapping_lr_multiplier ema_kimg", 0, 1e30, above=True)
     check_range(options, "paired paired_only r1_gamma path_length", 0, 1e30)
     check_range(options, "style_mixing decay", 0, 1)
