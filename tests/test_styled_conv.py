@@ -171,10 +171,11 @@ def test_opcheck(act):
 
 @native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("up", "size", "channels"), [(1, (40, 41), 32), (2, (16, 16), 48)])
-def test_precision(dtype, up, size, channels):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("up", "size", "channels"), [(1, (40, 41), 32), (2, (16, 16), 48), (1, (17, 16), 5)])
+def test_precision(dtype, up, size, channels, memory_format):
     given = inputs(size, channels, channels, up=up)
-    given["x"] = given["x"].contiguous(memory_format=torch.channels_last)
+    given["x"] = given["x"].contiguous(memory_format=memory_format)
     contract.check_accuracy("styled_conv", given, dtype, up=up, clamp=2.0)
 
 

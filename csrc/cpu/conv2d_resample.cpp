@@ -20,7 +20,7 @@ std::array<StableIValue, (sizeof...(Arguments) > outputs ? sizeof...(Arguments) 
 
 using Integers = std::vector<int64_t>;
 
-int64_t floor_half(int64_t a, int64_t divisor) { return a / divisor - (a % divisor < 0); }
+int64_t floor_divide(int64_t a, int64_t divisor) { return a / divisor - (a % divisor < 0); }
 
 Tensor flip(const Tensor& w) { return to<Tensor>(call("aten::flip", w, Integers{2, 3})[0]); }
 
@@ -29,7 +29,8 @@ Tensor swap_channels(const Tensor& w, int64_t groups) {
   if (groups == 1) return torch::stable::transpose(w, 0, 1);
   const int64_t rows = w.size(0), columns = w.size(1), height = w.size(2), width = w.size(3);
   Tensor split = torch::stable::reshape(w, {groups, rows / groups, columns, height, width});
-  return torch::stable::reshape(torch::stable::transpose(split, 1, 2), {groups * columns, rows / groups, height, width});
+  return torch::stable::reshape(torch::stable::transpose(split, 1, 2),
+                                {groups * columns, rows / groups, height, width});
 }
 
 // The weight as torch's operator wants it, from ours or back: correlation or its adjoint, a flip being its own inverse.
@@ -56,9 +57,10 @@ Tensor apply_adjoint(const Fir& fir, const Resampling& plan, const Tensor& dy, i
                          !plan.flip_filter, fir.gain)[0]);
 }
 
-// The stride-2 transposed convolution by a 3x3 kernel, as one 2x2 convolution with four times the output channels, one group
-// for each parity of row and column of the result: 16/9 of the multiplications, but oneDNN's convolution in bfloat16 is up
-// to ten times as fast as its transposed one (AMX; in float32 there is no such difference). NHWC, bfloat16 only.
+// The stride-2 transposed convolution by a 3x3 kernel, as one 2x2 convolution with four times the output channels, one
+// group for each parity of row and column of the result: 16/9 of the multiplications, but oneDNN's convolution in
+// bfloat16 is up to ten times as fast as its transposed one (AMX; in float32 there is no such difference). NHWC,
+// bfloat16 only.
 Tensor convolution_by_parity(const Resampling& plan, const Tensor& x, const Tensor& w_any) {
   const Tensor w = in_layout(w_any, false);
   const int64_t n = x.size(0), in = x.size(1), out = w.size(0), rows = x.size(2), columns = x.size(3);
@@ -80,9 +82,10 @@ Tensor convolution_by_parity(const Resampling& plan, const Tensor& x, const Tens
     }
   });
   const std::optional<Tensor> no_bias;
-  const Tensor parities = in_layout(to<Tensor>(call("aten::convolution", x, stacked, no_bias, Integers{1, 1}, Integers{1, 1},
-                                                    Integers{1, 1}, false, Integers{0, 0}, int64_t{1})[0]),
-                                    true);
+  const Tensor parities =
+      in_layout(to<Tensor>(call("aten::convolution", x, stacked, no_bias, Integers{1, 1}, Integers{1, 1},
+                                Integers{1, 1}, false, Integers{0, 0}, int64_t{1})[0]),
+                true);
   const int64_t height = 2 * rows + 1 - 2 * plan.crop_y, width = 2 * columns + 1 - 2 * plan.crop_x;
   Tensor y = empty({n, out, height, width}, x.scalar_type(), true);
   const bfloat16* from = data<bfloat16>(parities);
@@ -114,19 +117,20 @@ Tensor convolution(const Resampling& plan, const Tensor& x, const Tensor& w) {
 
 }  // namespace
 
-Resampling plan_resampling(const std::optional<Tensor>& filter, int64_t kernel_y, int64_t kernel_x, int64_t up, int64_t down,
-                           const std::vector<int64_t>& padding, int64_t groups, bool flip_weight, bool flip_filter) {
+Resampling plan_resampling(const std::optional<Tensor>& filter, int64_t kernel_y, int64_t kernel_x, int64_t up,
+                           int64_t down, const std::vector<int64_t>& padding, int64_t groups, bool flip_weight,
+                           bool flip_filter) {
   FASTINV_CHECK(padding.size() == 4, "conv2d_resample: padding must be 4 numbers, got ", padding.size());
   FASTINV_CHECK(up >= 1 && down >= 1 && groups >= 1, "conv2d_resample: up, down and groups must be at least 1");
   const int64_t width = filter ? filter->size(filter->dim() - 1) : 1, height = filter ? filter->size(0) : 1;
   int64_t x0 = padding[0], x1 = padding[1], y0 = padding[2], y1 = padding[3];
   if (up > 1) {  // a centred filter adds its width - 1 to the padding, split as in upsample2d
-    x0 += (width + up - 1) / 2, x1 += floor_half(width - up, 2);
-    y0 += (height + up - 1) / 2, y1 += floor_half(height - up, 2);
+    x0 += (width + up - 1) / 2, x1 += floor_divide(width - up, 2);
+    y0 += (height + up - 1) / 2, y1 += floor_divide(height - up, 2);
   }
   if (down > 1) {  // and as in downsample2d
-    x0 += floor_half(width - down + 1, 2), x1 += floor_half(width - down, 2);
-    y0 += floor_half(height - down + 1, 2), y1 += floor_half(height - down, 2);
+    x0 += floor_divide(width - down + 1, 2), x1 += floor_divide(width - down, 2);
+    y0 += floor_divide(height - down + 1, 2), y1 += floor_divide(height - down, 2);
   }
   const bool pointwise = kernel_x == 1 && kernel_y == 1;
   Resampling plan{std::nullopt, false, 1, 0, 0, {}, groups, flip_weight, flip_filter, filter};
@@ -165,8 +169,9 @@ Tensor resample(const Resampling& plan, const Tensor& x, const Tensor& w, bool c
 }
 
 std::tuple<std::optional<Tensor>, std::optional<Tensor>> resample_backward(const Resampling& plan, const Tensor& dy,
-                                                                           const Tensor& x, const Tensor& w, bool need_x,
-                                                                           bool need_w, bool channels_last) {
+                                                                           const Tensor& x, const Tensor& w,
+                                                                           bool need_x, bool need_w,
+                                                                           bool channels_last) {
   if (!need_x && !need_w) return {std::nullopt, std::nullopt};
   const Tensor weight = w.scalar_type() == x.scalar_type() ? w : torch::stable::to(w, x.scalar_type());
   FASTINV_CHECK(!plan.before, "resample_backward: a FIR before the convolution has no native gradient");
@@ -176,14 +181,15 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> resample_backward(const
   const int64_t full_x = plan.transposed ? (x.size(3) - 1) * plan.stride + kernel_x - 2 * plan.crop_x
                                          : (x.size(3) + 2 * plan.crop_x - kernel_x) / plan.stride + 1;
   FASTINV_CHECK(plan.after.size() <= 1, "resample_backward: up- and down-sampling at once has no native gradient");
-  Tensor dt = plan.after.empty() ? dy : in_layout(apply_adjoint(plan.after[0], plan, dy, full_y, full_x), channels_last);
+  Tensor dt =
+      plan.after.empty() ? dy : in_layout(apply_adjoint(plan.after[0], plan, dy, full_y, full_x), channels_last);
 
   const std::optional<Integers> no_bias;
   const bool mask[3] = {need_x, need_w, false};
-  auto gradients = call<3>("aten::convolution_backward", dt, x, torch_weight(plan, weight), no_bias,
-                           Integers{plan.stride, plan.stride}, Integers{plan.crop_y, plan.crop_x}, Integers{1, 1},
-                           plan.transposed, Integers{0, 0}, plan.groups,
-                           torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3));
+  auto gradients =
+      call<3>("aten::convolution_backward", dt, x, torch_weight(plan, weight), no_bias,
+              Integers{plan.stride, plan.stride}, Integers{plan.crop_y, plan.crop_x}, Integers{1, 1}, plan.transposed,
+              Integers{0, 0}, plan.groups, torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3));
   // All three must be taken over, also the undefined ones.
   Tensor dx = to<Tensor>(gradients[0]), dw = to<Tensor>(gradients[1]), unused = to<Tensor>(gradients[2]);
   std::optional<Tensor> dx_out, dw_out;
@@ -199,8 +205,9 @@ std::tuple<std::optional<Tensor>, std::optional<Tensor>> resample_backward(const
   return {dx_out, dw_out};
 }
 
-static Tensor conv2d_resample(const Tensor& x_any, const Tensor& w, const std::optional<Tensor>& f, int64_t up, int64_t down,
-                              const std::vector<int64_t>& padding, int64_t groups, bool flip_weight, bool flip_filter) {
+static Tensor conv2d_resample(const Tensor& x_any, const Tensor& w, const std::optional<Tensor>& f, int64_t up,
+                              int64_t down, const std::vector<int64_t>& padding, int64_t groups, bool flip_weight,
+                              bool flip_filter) {
   FASTINV_CHECK(x_any.dim() == 4 && w.dim() == 4, "conv2d_resample: x and w must have 4 dimensions, got ", x_any.dim(),
                 " and ", w.dim());
   const bool channels_last = prefers_channels_last(x_any);

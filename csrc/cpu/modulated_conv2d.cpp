@@ -52,7 +52,8 @@ std::vector<double> dot_channels(const Tensor& x, const Tensor& other, const Ten
     parallel_for(0, s.n * blocks, grain(s), [&](int64_t begin, int64_t end) {
       std::unique_ptr<compute_t<scalar_t>[]> scratch(new compute_t<scalar_t>[s.c]);
       const ScaleDot p{s, scale ? scale->const_data_ptr() : nullptr, other.const_data_ptr(), sums.get(), scratch.get()};
-      FASTINV_ISA_CALL(scale_dot<scalar_t>, p, data<scalar_t>(x), out ? mutable_data<scalar_t>(*out) : nullptr, begin, end);
+      FASTINV_ISA_CALL(scale_dot<scalar_t>, p, data<scalar_t>(x), out ? mutable_data<scalar_t>(*out) : nullptr, begin,
+                       end);
     });
   });
   std::vector<double> total(s.n * s.c, 0.0);
@@ -74,8 +75,8 @@ Tensor weight_sum_squares(const Tensor& weight_any, ScalarType compute) {
     const scalar_t* w = data<scalar_t>(weight);
     compute_t<scalar_t>* out = mutable_data<compute_t<scalar_t>>(sumsq);
     parallel_for(0, rows, 32768 / (columns * taps + 1) + 1, [&](int64_t begin, int64_t end) {
-      FASTINV_ISA_CALL(sum_squares<scalar_t>, w + begin * columns * taps, out + begin * columns, end - begin, columns, taps,
-                       channels_last ? 1 : taps, channels_last ? columns : 1);
+      FASTINV_ISA_CALL(sum_squares<scalar_t>, w + begin * columns * taps, out + begin * columns, end - begin, columns,
+                       taps, channels_last ? 1 : taps, channels_last ? columns : 1);
     });
   });
   return sumsq;
@@ -87,13 +88,13 @@ Tensor demodulation(const Tensor& styles, const Tensor& sumsq) {
   const int64_t rows = 32768 / (n * in + 1) + 1;
   if (styles.scalar_type() == ScalarType::Double) {
     parallel_for(0, out, rows, [&](int64_t begin, int64_t end) {
-      FASTINV_ISA_CALL(demodulate<double>, data<double>(styles), data<double>(sumsq), mutable_data<double>(d), n, in, out,
-                       begin, end);
+      FASTINV_ISA_CALL(demodulate<double>, data<double>(styles), data<double>(sumsq), mutable_data<double>(d), n, in,
+                       out, begin, end);
     });
   } else {
     parallel_for(0, out, rows, [&](int64_t begin, int64_t end) {
-      FASTINV_ISA_CALL(demodulate<float>, data<float>(styles), data<float>(sumsq), mutable_data<float>(d), n, in, out, begin,
-                       end);
+      FASTINV_ISA_CALL(demodulate<float>, data<float>(styles), data<float>(sumsq), mutable_data<float>(d), n, in, out,
+                       begin, end);
     });
   }
   return d;
@@ -106,8 +107,8 @@ Tensor channel_scale(const Tensor& x_any, const Tensor& scale_any) {
   FASTINV_CHECK(x_any.dim() == 4, "modulated_conv2d_scale: x must be [N, C, H, W]");
   const bool channels_last = prefers_channels_last(x_any);
   const Tensor x = in_layout(x_any, channels_last);
-  const Tensor scale =
-      small_operand("modulated_conv2d_scale", "scale", scale_any, {x.size(0), x.size(1)}, compute_dtype(x.scalar_type()));
+  const Tensor scale = small_operand("modulated_conv2d_scale", "scale", scale_any, {x.size(0), x.size(1)},
+                                     compute_dtype(x.scalar_type()));
   Tensor out = empty({x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type(), channels_last);
   if (x.numel() > 0) scale_channels(x, scale, out, channels_last);
   return out;
@@ -117,7 +118,8 @@ Tensor channel_scale(const Tensor& x_any, const Tensor& scale_any) {
 Tensor channel_dot(const Tensor& a_any, const Tensor& b_any) {
   FASTINV_CHECK(a_any.dim() == 4 && b_any.dim() == 4 && a_any.scalar_type() == b_any.scalar_type(),
                 "modulated_conv2d_dot: both must be [N, C, H, W] of one dtype");
-  for (int i = 0; i < 4; ++i) FASTINV_CHECK(a_any.size(i) == b_any.size(i), "modulated_conv2d_dot: both must have one shape");
+  for (int i = 0; i < 4; ++i)
+    FASTINV_CHECK(a_any.size(i) == b_any.size(i), "modulated_conv2d_dot: both must have one shape");
   const bool channels_last = prefers_channels_last(a_any);
   const Tensor a = in_layout(a_any, channels_last), b = in_layout(b_any, channels_last);
   Tensor out = empty({a.size(0), a.size(1)}, compute_dtype(a.scalar_type()));
@@ -135,8 +137,8 @@ Tensor channel_dot(const Tensor& a_any, const Tensor& b_any) {
 
 Tensor modulated_conv2d(const Tensor& x_any, const Tensor& weight, const Tensor& styles_any,
                         const std::optional<Tensor>& noise_any, const std::optional<Tensor>& filter,
-                        const std::optional<Tensor>& sumsq_any, int64_t up, int64_t down, const std::vector<int64_t>& padding,
-                        bool demodulate, bool flip_weight) {
+                        const std::optional<Tensor>& sumsq_any, int64_t up, int64_t down,
+                        const std::vector<int64_t>& padding, bool demodulate, bool flip_weight) {
   const char* op = "modulated_conv2d";
   FASTINV_CHECK(x_any.dim() == 4 && weight.dim() == 4, "modulated_conv2d: x and weight must have 4 dimensions, got ",
                 x_any.dim(), " and ", weight.dim());
@@ -152,9 +154,10 @@ Tensor modulated_conv2d(const Tensor& x_any, const Tensor& weight, const Tensor&
                       modulated, weight, channels_last);
   if (y.numel() == 0 || (!demodulate && !noise_any)) return y;
 
-  Tensor d = demodulate ? demodulation(styles, sumsq_any ? small_operand(op, "weight_sumsq", *sumsq_any, {out, in}, compute)
-                                                         : weight_sum_squares(weight, compute))
-                        : torch::stable::full({n, out}, 1.0, compute);
+  Tensor d = demodulate
+                 ? demodulation(styles, sumsq_any ? small_operand(op, "weight_sumsq", *sumsq_any, {out, in}, compute)
+                                                  : weight_sum_squares(weight, compute))
+                 : torch::stable::full({n, out}, 1.0, compute);
   const Tensor bias = torch::stable::full({out}, 0.0, compute);
   std::optional<Tensor> noise;
   if (noise_any) {

@@ -6,7 +6,9 @@
 
 namespace fastinv {
 
-inline ScalarType compute_dtype(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 Shape shape_of(const Tensor& x, bool channels_last);
 
@@ -27,6 +29,7 @@ Tensor demodulation(const Tensor& styles, const Tensor& sumsq);
 void run_epilogue(const Epilogue& p, const Tensor& u, const Tensor& y);
 
 // A small operand: dense, in the compute dtype, of the shape it must have.
-Tensor small_operand(const char* op, const char* name, const Tensor& x, const std::vector<int64_t>& sizes, ScalarType compute);
+Tensor small_operand(const char* op, const char* name, const Tensor& x, const std::vector<int64_t>& sizes,
+                     ScalarType compute);
 
 }  // namespace fastinv

@@ -22,7 +22,8 @@ struct Operands {
   double strength = 1;
 
   Operands(const Tensor& d, const std::optional<Tensor>& bias_any, const std::optional<Tensor>& noise_any,
-           const std::optional<Tensor>& strength_any, const Shape& shape, int64_t height, int64_t width, ScalarType compute)
+           const std::optional<Tensor>& strength_any, const Shape& shape, int64_t height, int64_t width,
+           ScalarType compute)
       : scale(d),
         bias(bias_any ? small_operand(kOp, "bias", *bias_any, {shape.c}, compute)
                       : torch::stable::full({shape.c}, 0.0, compute)) {
@@ -65,7 +66,8 @@ struct Operands {
 
 Resampling plan_layer(const std::optional<Tensor>& filter, const Tensor& weight, int64_t up, bool flip_weight) {
   const int64_t pad_y = weight.size(2) / 2, pad_x = weight.size(3) / 2;
-  return plan_resampling(filter, weight.size(2), weight.size(3), up, 1, {pad_x, pad_x, pad_y, pad_y}, 1, flip_weight, false);
+  return plan_resampling(filter, weight.size(2), weight.size(3), up, 1, {pad_x, pad_x, pad_y, pad_y}, 1, flip_weight,
+                         false);
 }
 
 Tensor sum_squares_of(const Tensor& weight, const std::optional<Tensor>& sumsq, ScalarType compute) {
@@ -76,11 +78,12 @@ Tensor sum_squares_of(const Tensor& weight, const std::optional<Tensor>& sumsq, 
 // Returns y, the demodulation coefficients (empty without) and u (empty if y tells v).
 std::tuple<Tensor, Tensor, Tensor> styled_conv(const Tensor& x_any, const Tensor& weight, const Tensor& styles_any,
                                                const std::optional<Tensor>& bias, const std::optional<Tensor>& noise,
-                                               const std::optional<Tensor>& strength, const std::optional<Tensor>& filter,
-                                               const std::optional<Tensor>& sumsq, int64_t up, bool demodulate, int64_t act,
-                                               double alpha, double gain, double clamp, bool flip_weight) {
-  FASTINV_CHECK(x_any.dim() == 4 && weight.dim() == 4, "styled_conv: x and weight must have 4 dimensions, got ", x_any.dim(),
-                " and ", weight.dim());
+                                               const std::optional<Tensor>& strength,
+                                               const std::optional<Tensor>& filter, const std::optional<Tensor>& sumsq,
+                                               int64_t up, bool demodulate, int64_t act, double alpha, double gain,
+                                               double clamp, bool flip_weight) {
+  FASTINV_CHECK(x_any.dim() == 4 && weight.dim() == 4, "styled_conv: x and weight must have 4 dimensions, got ",
+                x_any.dim(), " and ", weight.dim());
   const bool channels_last = prefers_channels_last(x_any);
   const Tensor x = in_layout(x_any, channels_last);
   const int64_t n = x.size(0), in = x.size(1), out = weight.size(0);
@@ -176,7 +179,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
   const ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
   const Tensor styles = small_operand(kOp, "styles", styles_any, {n, in}, compute);
   const Shape shape = shape_of(dy, channels_last);
-  FASTINV_CHECK(dy.scalar_type() == dtype && kept.scalar_type() == dtype, "styled_conv: gradient of another dtype than x");
+  FASTINV_CHECK(dy.scalar_type() == dtype && kept.scalar_type() == dtype,
+                "styled_conv: gradient of another dtype than x");
 
   // One pass: the gradient of u, and all sums.
   const Operands operands(demodulate ? d : torch::stable::full({n, out}, 1.0, compute), bias, noise, strength, shape,
@@ -192,8 +196,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
       std::unique_ptr<compute_t<scalar_t>[]> scratch(new compute_t<scalar_t>[2 * out]);
       const EpilogueBackward p{operands.epilogue(shape, act, alpha, gain, clamp), from_output, sums.get(),
                                need_pixel_sums ? pixel_sums.mutable_data_ptr() : nullptr, scratch.get()};
-      FASTINV_ISA_CALL(epilogue_backward<scalar_t>, p, data<scalar_t>(dy), data<scalar_t>(kept), mutable_data<scalar_t>(du),
-                       begin, end);
+      FASTINV_ISA_CALL(epilogue_backward<scalar_t>, p, data<scalar_t>(dy), data<scalar_t>(kept),
+                       mutable_data<scalar_t>(du), begin, end);
     });
   });
   std::vector<double> dd(n * out, 0.0), dbias(out, 0.0);
@@ -257,7 +261,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
   }
   if (need_styles) dstyles = tensor_of(ds, {n, in}, compute);
   if (need_weight) {
-    dweight = in_layout(dw->scalar_type() == weight.scalar_type() ? *dw : torch::stable::to(*dw, weight.scalar_type()), false);
+    dweight = in_layout(dw->scalar_type() == weight.scalar_type() ? *dw : torch::stable::to(*dw, weight.scalar_type()),
+                        false);
     if (demodulate) {
       FASTINV_DISPATCH(weight.scalar_type(), kOp,
                        [&] { subtract_demodulation<scalar_t>(dweight, in_layout(weight, false), weight_term); });
@@ -274,12 +279,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
                       &dstrength);
     }
   }
-  return {dx,
-          dweight,
-          dstyles,
-          need_bias ? tensor_of(dbias, {out}, compute) : nothing(),
-          dnoise,
-          need_strength ? tensor_of({dstrength}, {}, compute) : nothing()};
+  return {dx,      dweight,
+          dstyles, need_bias ? tensor_of(dbias, {out}, compute) : nothing(),
+          dnoise,  need_strength ? tensor_of({dstrength}, {}, compute) : nothing()};
 }
 
 }  // namespace

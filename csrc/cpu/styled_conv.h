@@ -1,6 +1,6 @@
-// The fused passes around the convolution of a synthesis layer. All tensors are dense, NHWC or NCHW; T is the storage type
-// and "compute" the type of arithmetic (float for bfloat16). Work is cut into units of (sample, block of pixels) whose
-// bounds depend on the shape alone, so results do not depend on the number of threads.
+// The fused passes around the convolution of a synthesis layer. All tensors are dense, NHWC or NCHW; T is the storage
+// type and "compute" the type of arithmetic (float for bfloat16). Work is cut into units of (sample, block of pixels)
+// whose bounds depend on the shape alone, so results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace fastinv {
 
 constexpr int64_t kBlock = 256;  // pixels per unit
-constexpr int64_t kRun = 64;     // pixels that are summed in the compute type before going to a double
+constexpr int64_t kRun = 32;    // pixels that are summed in the compute type before going to a double
 
 struct Shape {
   int64_t n, c, pixels;
@@ -33,8 +33,8 @@ struct Epilogue {
   double alpha, gain, clamp;  // clamp < 0: none
 };
 
-// One pass over dy and what was saved: y (linear, relu, lrelu, whose v can be told from it) or else u. Writes the gradient of
-// u, and per unit the sums over its pixels that the gradients of scale and bias are made of.
+// One pass over dy and what was saved: y (linear, relu, lrelu, whose v can be told from it) or else u. Writes the
+// gradient of u, and per unit the sums over its pixels that the gradients of scale and bias are made of.
 struct EpilogueBackward {
   Epilogue forward;
   bool from_output;

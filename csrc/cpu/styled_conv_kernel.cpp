@@ -1,6 +1,5 @@
-#include "styled_conv.h"
-
 #include "activations.h"
+#include "styled_conv.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -12,15 +11,24 @@ enum class Kind { linear, relu, lrelu, other };
 template <class C>
 FASTINV_INLINE Jet<C> other(Act act, C v, C alpha) {
   switch (act) {
-    case Act::relu: return Relu::at(v, alpha);
-    case Act::lrelu: return LeakyRelu::at(v, alpha);
-    case Act::tanh: return Tanh::at(v, alpha);
-    case Act::sigmoid: return Sigmoid::at(v, alpha);
-    case Act::elu: return Elu::at(v, alpha);
-    case Act::selu: return Selu::at(v, alpha);
-    case Act::softplus: return Softplus::at(v, alpha);
-    case Act::swish: return Swish::at(v, alpha);
-    default: return Linear::at(v, alpha);
+    case Act::relu:
+      return Relu::at(v, alpha);
+    case Act::lrelu:
+      return LeakyRelu::at(v, alpha);
+    case Act::tanh:
+      return Tanh::at(v, alpha);
+    case Act::sigmoid:
+      return Sigmoid::at(v, alpha);
+    case Act::elu:
+      return Elu::at(v, alpha);
+    case Act::selu:
+      return Selu::at(v, alpha);
+    case Act::softplus:
+      return Softplus::at(v, alpha);
+    case Act::swish:
+      return Swish::at(v, alpha);
+    default:
+      return Linear::at(v, alpha);
   }
 }
 
@@ -28,14 +36,16 @@ FASTINV_INLINE Jet<C> other(Act act, C v, C alpha) {
 template <Kind kind, class C>
 struct Activation {
   Act act;
-  C alpha, gain, clamp;     // clamp is infinite for none
+  C alpha, gain, clamp;      // clamp is infinite for none
   C inverse, inverse_below;  // y -> v, above and below zero
 
   explicit Activation(const Epilogue& p)
       : act(p.act), alpha(C(p.alpha)), gain(C(p.gain)), clamp(p.clamp < 0 ? C(__builtin_inf()) : C(p.clamp)) {
     inverse = C(1 / p.gain);
     // Below zero relu has lost v, but the gradient there is zero too.
-    inverse_below = kind == Kind::lrelu && p.alpha != 0 ? C(1 / (p.gain * p.alpha)) : kind == Kind::linear ? inverse : C(0);
+    inverse_below = kind == Kind::lrelu && p.alpha != 0 ? C(1 / (p.gain * p.alpha))
+                    : kind == Kind::linear              ? inverse
+                                                        : C(0);
   }
   FASTINV_INLINE C value(C v) const {
     C y = kind == Kind::linear  ? v
@@ -252,10 +262,14 @@ void scale_dot_case(const ScaleDot& p, const T* x, T* out, int64_t begin, int64_
 template <class T>
 void epilogue(const Epilogue& p, const T* u, T* y, int64_t begin, int64_t end) {
   switch (p.act) {
-    case Act::linear: return epilogue_kind<Kind::linear>(p, u, y, begin, end);
-    case Act::relu: return epilogue_kind<Kind::relu>(p, u, y, begin, end);
-    case Act::lrelu: return epilogue_kind<Kind::lrelu>(p, u, y, begin, end);
-    default: return epilogue_kind<Kind::other>(p, u, y, begin, end);
+    case Act::linear:
+      return epilogue_kind<Kind::linear>(p, u, y, begin, end);
+    case Act::relu:
+      return epilogue_kind<Kind::relu>(p, u, y, begin, end);
+    case Act::lrelu:
+      return epilogue_kind<Kind::lrelu>(p, u, y, begin, end);
+    default:
+      return epilogue_kind<Kind::other>(p, u, y, begin, end);
   }
 }
 
@@ -263,9 +277,12 @@ template <class T>
 void epilogue_backward(const EpilogueBackward& p, const T* dy, const T* saved, T* du, int64_t begin, int64_t end) {
   if (!p.from_output) return epilogue_backward_kind<Kind::other>(p, dy, saved, du, begin, end);
   switch (p.forward.act) {
-    case Act::linear: return epilogue_backward_kind<Kind::linear>(p, dy, saved, du, begin, end);
-    case Act::relu: return epilogue_backward_kind<Kind::relu>(p, dy, saved, du, begin, end);
-    default: return epilogue_backward_kind<Kind::lrelu>(p, dy, saved, du, begin, end);
+    case Act::linear:
+      return epilogue_backward_kind<Kind::linear>(p, dy, saved, du, begin, end);
+    case Act::relu:
+      return epilogue_backward_kind<Kind::relu>(p, dy, saved, du, begin, end);
+    default:
+      return epilogue_backward_kind<Kind::lrelu>(p, dy, saved, du, begin, end);
   }
 }
 

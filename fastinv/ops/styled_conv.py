@@ -7,7 +7,7 @@ With s the styles, W the weight, and d the demodulation coefficients (see `modul
 Backward, given dy: one pass makes dv = dy * gain * act'(v) (zero where clamped), du = dv * d, and the sums
 ``sum dv * u`` (for d), ``sum dv`` (for bias and noise); one convolution takes du to the gradient of x * s; one pass
 multiplies that by s and sums its product with x (for s). linear, relu and lrelu allow v, thus u, to be told from y, so
-x and y are all that is kept; the other activations keep u as well. Sums of runs of 64 pixels are added in float64.
+x and y are all that is kept; the other activations keep u as well. Sums of runs of 32 pixels are added in float64.
 """
 
 from __future__ import annotations
