@@ -76,7 +76,7 @@ def test_paired_term_brings_the_picture_of_a_latent_near_its_render(tmp_path):
         "--mapping-lr-multiplier", "0.4", "--style-mixing", "0", "--ema-kimg", "0.5")  # fmt: skip
     G = load_generator(tmp_path / "generator.safetensors")
     torch.manual_seed(1)
-    images, z = FacesSource(8, 32).batch(64, 8)
+    images, z, _ = FacesSource(8, 32).batch(64, 8)
     with torch.no_grad():
         own = (G(z) - images).square().mean((1, 2, 3))
         other = (G(z.roll(1, 0)) - images).square().mean((1, 2, 3))
@@ -99,7 +99,8 @@ def test_folder_source(tmp_path):
         Image.new("RGB", (20, 30), (i * 100, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
     source = FolderSource(tmp_path, 16, 8, mirror=True)
-    images, z = source.batch(5, 8)
+    images, z, details = source.batch(5, 8)
+    assert details is None
     assert images.shape == (5, 3, 8, 8) and z.shape == (5, 8)
     assert set((images[:, 0, 0, 0] * 127.5 + 127.5).round().int().tolist()) <= {0, 100, 200}
     training.main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *TINY, "--kimg", "0.008"])
@@ -208,3 +209,24 @@ def test_training_on_a_gpu_and_going_on_on_the_cpu(tmp_path):
     run(tmp_path, "--kimg", "0.06", *options, "--resume", "--device", "cpu")
     run(tmp_path, "--kimg", "0.08", *options, "--resume", "--device", "cuda")
     assert torch.load(tmp_path / "state.pt", weights_only=True)["images"] == 80
+
+
+def test_details_are_the_eyes_and_the_mouth():
+    torch.manual_seed(0)
+    images, _, details = FacesSource(64, 32).batch(8, 64)
+    assert details.shape == (8, 1, 64, 64) and set(details.unique().tolist()) == {0.0, 1.0}
+    assert 0.01 < details.mean() < 0.12
+    assert details[..., :12, :].sum() == details[..., 54:, :].sum() == 0  # not the hair, not the shirt
+
+
+def test_paired_loss_weighs_pixels():
+    real = torch.zeros(2, 3, 8, 8)
+    fake = real.clone()
+    fake[0, :, 2:4, 2:4] = 1
+    fake[1, :, 6:, 6:] = 1
+    flat = training.paired_loss(fake, real, torch.ones(2, 1, 8, 8))
+    weight = torch.ones(2, 1, 8, 8)
+    weight[:, :, :5, :5] = 3
+    weighted = training.paired_loss(fake, real, weight)
+    assert torch.allclose(weighted[0], 3 * flat[0]) and torch.equal(weighted[1], flat[1])
+    assert torch.equal(training.paired_loss(real, real, weight), torch.zeros(2))

@@ -36,12 +36,17 @@ R1_INTERVAL = 16  # steps between two R1 penalties
 WARM_UP = 200  # steps in which the learning rates rise
 
 
-def paired_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Distance of pictures, two [N, 3, R, R] -> [N]: absolute, squared, at half resolution, and of the edges."""
+def paired_loss(fake: torch.Tensor, real: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Distance of pictures, two [N, 3, R, R] -> [N]: absolute, squared, at half resolution, and of the edges.
+
+    ``weight`` [N, 1, R, R] says how much each pixel counts.
+    """
     error = fake - real
-    half = F.avg_pool2d(error, 2)
-    edges = error.diff(dim=3).abs().mean((1, 2, 3)) + error.diff(dim=2).abs().mean((1, 2, 3))
-    return error.abs().mean((1, 2, 3)) + error.square().mean((1, 2, 3)) + half.abs().mean((1, 2, 3)) + 0.5 * edges
+    half = F.avg_pool2d(error, 2).abs() * F.avg_pool2d(weight, 2)
+    across = error.diff(dim=3).abs() * weight[..., 1:]
+    down = error.diff(dim=2).abs() * weight[..., 1:, :]
+    parts = [error.abs() * weight, error.square() * weight, half, 0.5 * across, 0.5 * down]
+    return sum(part.mean((1, 2, 3)) for part in parts)
 
 
 class Trainer:
@@ -102,7 +107,7 @@ class Trainer:
         kimg = self.images / 1000
         resolution, batch = self.phase()
         self.set_learning_rates(kimg)
-        real, z = self.source.batch(batch, resolution)
+        real, z, details = self.source.batch(batch, resolution)
         w_plus, mixed = self.mix_styles(z)
         fake = self.G.synthesis(w_plus, noise="random", resolution=resolution, dtype=self.dtype)
         adversarial = kimg >= options.paired_only
@@ -116,7 +121,7 @@ class Trainer:
         if options.paired > 0:
             # A picture of two latents has no render of its own.
             share = ~mixed / (~mixed).sum().clamp_min(1)
-            paired = (paired_loss(fake, real) * share).sum()
+            paired = (paired_loss(fake, real, 1 + options.paired_details * details) * share).sum()
             loss = loss + (options.paired if adversarial else 1.0) * paired
             self.measure("paired", paired)
             self.measure("mse", ((fake.detach() - real).square().mean((1, 2, 3)) * share).sum())

@@ -47,6 +47,7 @@ def parser() -> Parser:
     number("--style-mixing", float, 0.5, "share of pictures with two latents")
     number("--ema-kimg", float, 5.0, "half life of the moving average of the weights, thousands of pictures")
     number("--paired", float, 0.0, "weight of the paired term (faces only)")
+    number("--paired-details", float, 0.0, "extra weight of eyes and mouth in the paired term")
     number("--paired-only", float, 0.0, "thousands of pictures at the start with the paired term alone")
     p.add_argument("--mirror", action="store_true", help="also train on mirrored pictures of the folder")
     return p
@@ -57,7 +58,7 @@ def check_options(options: argparse.Namespace):
     check_range(options, "kimg minutes checkpoint", 0, above=True)
     check_range(options, "batch z_dim w_dim mapping_layers path_length_interval", 1, 100_000)
     check_range(options, "g_lr d_lr mapping_lr_multiplier ema_kimg", 0, 1e30, above=True)
-    check_range(options, "paired paired_only r1_gamma path_length", 0, 1e30)
+    check_range(options, "paired paired_details paired_only r1_gamma path_length", 0, 1e30)
     check_range(options, "style_mixing decay", 0, 1)
     check_range(options, "g_beta1", 0, 0.9999)
     check_range(options, "seed", 0, 2**62)

@@ -13,6 +13,7 @@ from fastinv.files import shown
 from fastinv.models.layers import normalize_second_moment
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+EXPRESSION = ("eye_open", "gaze", "smile")  # small in the picture, large to a person
 
 
 class FacesSource:
@@ -30,11 +31,22 @@ class FacesSource:
             raise UsageError(f"faces need z_dim of at least {len(faces.NAMES) + 1}, not {z_dim}")
         self.resolution, self.z_dim, self.device = resolution, z_dim, device
 
-    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` new pairs: pictures [count, 3, resolution, resolution] in [-1, 1] and their z [count, z_dim]."""
+    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``count`` new pairs.
+
+        Returns:
+            pictures [count, 3, resolution, resolution] in [-1, 1]; their z [count, z_dim]; and where their eyes and
+            mouths are, [count, 1, resolution, resolution]: 1 where another expression would change the picture, else 0.
+        """
         z = torch.randn(count, self.z_dim).to(self.device)
-        images = faces.render(faces_attributes(z), resolution=self.resolution)
-        return shrink(images, resolution), z
+        attributes = faces_attributes(z)
+        images = faces.render(attributes, resolution=self.resolution)
+        opposite = dict(attributes)
+        for name in EXPRESSION:
+            low, high = faces.ATTRIBUTES[name].low, faces.ATTRIBUTES[name].high
+            opposite[name] = torch.where(attributes[name] > (low + high) / 2, low, high).to(images.dtype)
+        change = (faces.render(opposite, resolution=self.resolution) - images).abs().amax(1, keepdim=True)
+        return shrink(images, resolution), z, shrink((change > 0.1).to(images.dtype), resolution)
 
 
 def faces_attributes(z: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -70,14 +82,14 @@ class FolderSource:
         self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures]).to(device)
         self.z_dim, self.mirror, self.device = z_dim, mirror, device
 
-    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` random pictures [count, 3, resolution, resolution] in [-1, 1], and unrelated latents."""
+    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """``count`` random pictures [count, 3, resolution, resolution] in [-1, 1], unrelated latents, and None."""
         chosen = torch.randint(len(self.images), (count,)).to(self.device)
         images = self.images[chosen].float() / 127.5 - 1
         if self.mirror:
             flip = (torch.rand(count, 1, 1, 1) < 0.5).to(self.device)
             images = torch.where(flip, images.flip(3), images)
-        return shrink(images, resolution), torch.randn(count, self.z_dim).to(self.device)
+        return shrink(images, resolution), torch.randn(count, self.z_dim).to(self.device), None
 
 
 def shrink(images: torch.Tensor, resolution: int) -> torch.Tensor:
