@@ -133,7 +133,7 @@ std::vector<double> doubles_of(const Tensor& x) {
 
 // Gradients of noise (per map) and of its strength from the sums over channels of dv, [N, pixels].
 template <class C>
-void noise_gradients(const Operands& operands, const C* pixel_sums, const Shape& s, C* dnoise, double* dstrength) {
+void noise_gradients(const Operands& operands, const double* pixel_sums, const Shape& s, C* dnoise, double* dstrength) {
   const int64_t maps = operands.noise->size(0);
   const C* noise = data<C>(*operands.noise);
   double total = 0;
@@ -188,14 +188,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
   const bool from_output = recoverable(act, gain);
   const bool need_pixel_sums = noise.has_value() && (need_noise || need_strength);
   const Tensor du = torch::stable::empty_like(dy);
-  const Tensor pixel_sums = empty({need_pixel_sums ? n : 0, shape.pixels}, compute);
+  std::unique_ptr<double[]> pixel_sums(need_pixel_sums ? new double[n * shape.pixels] : nullptr);
   const int64_t blocks = shape.blocks(), units = n * blocks;
   std::unique_ptr<double[]> sums(new double[units * 2 * out]);
   FASTINV_DISPATCH(dtype, kOp, [&] {
     parallel_for(0, units, 16384 / (kBlock * out) + 1, [&](int64_t begin, int64_t end) {
       std::unique_ptr<compute_t<scalar_t>[]> scratch(new compute_t<scalar_t>[2 * out]);
       const EpilogueBackward p{operands.epilogue(shape, act, alpha, gain, clamp), from_output, sums.get(),
-                               need_pixel_sums ? pixel_sums.mutable_data_ptr() : nullptr, scratch.get()};
+                               pixel_sums.get(), scratch.get()};
       FASTINV_ISA_CALL(epilogue_backward<scalar_t>, p, data<scalar_t>(dy), data<scalar_t>(kept),
                        mutable_data<scalar_t>(du), begin, end);
     });
@@ -272,10 +272,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> styled_conv_backward(
   if (need_pixel_sums) {
     if (need_noise) dnoise = empty({operands.noise->size(0), 1, dy.size(2), dy.size(3)}, compute);
     if (compute == ScalarType::Double) {
-      noise_gradients(operands, data<double>(pixel_sums), shape, need_noise ? mutable_data<double>(dnoise) : nullptr,
+      noise_gradients(operands, pixel_sums.get(), shape, need_noise ? mutable_data<double>(dnoise) : nullptr,
                       &dstrength);
     } else {
-      noise_gradients(operands, data<float>(pixel_sums), shape, need_noise ? mutable_data<float>(dnoise) : nullptr,
+      noise_gradients(operands, pixel_sums.get(), shape, need_noise ? mutable_data<float>(dnoise) : nullptr,
                       &dstrength);
     }
   }

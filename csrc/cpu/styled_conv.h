@@ -11,7 +11,7 @@
 namespace fastinv {
 
 constexpr int64_t kBlock = 256;  // pixels per unit
-constexpr int64_t kRun = 32;    // pixels that are summed in the compute type before going to a double
+constexpr int64_t kRun = 32;     // pixels that are summed in the compute type before going to a double
 
 struct Shape {
   int64_t n, c, pixels;
@@ -38,9 +38,9 @@ struct Epilogue {
 struct EpilogueBackward {
   Epilogue forward;
   bool from_output;
-  double* sums;      // [N, blocks, 2, C]: sum of dv * u * scale (from_output) or dv * u, and sum of dv
-  void* pixel_sums;  // compute [N, pixels]: sum of dv over channels, or null
-  void* scratch;     // compute [2 * C], one per thread
+  double* sums;        // [N, blocks, 2, C]: sum of dv * u * scale (from_output) or dv * u, and sum of dv
+  double* pixel_sums;  // [N, pixels]: sum of dv over channels, or null
+  void* scratch;       // compute [2 * C], one per thread
 };
 
 // out = x * scale and sums[n, block, c] = sum of x * other; either may be left out (null).

@@ -131,7 +131,7 @@ void epilogue_backward_kind(const EpilogueBackward& q, const T* dy, const T* sav
     const int64_t last = first + kBlock < s.pixels ? first + kBlock : s.pixels;
     const C* scale = static_cast<const C*>(p.scale) + n * s.c;
     const C* noise = p.noise ? static_cast<const C*>(p.noise) + n * p.noise_stride : nullptr;
-    C* pixel_sums = q.pixel_sums ? static_cast<C*>(q.pixel_sums) + n * s.pixels : nullptr;
+    double* pixel_sums = q.pixel_sums ? q.pixel_sums + n * s.pixels : nullptr;
     double* terms = q.sums + unit * 2 * s.c;
     double* totals = terms + s.c;
     for (int64_t c = 0; c < 2 * s.c; ++c) terms[c] = 0;
@@ -155,7 +155,7 @@ void epilogue_backward_kind(const EpilogueBackward& q, const T* dy, const T* sav
               sum += e.dv;
               store(out[c], e.dv * scale[c]);
             }
-            pixel_sums[i] = sum;
+            pixel_sums[i] = double(sum);
           } else {
 #pragma GCC ivdep
             for (int64_t c = 0; c < s.c; ++c) {
@@ -182,22 +182,26 @@ void epilogue_backward_kind(const EpilogueBackward& q, const T* dy, const T* sav
         T* out = du + offset;
         const C* z = noise ? noise + first : zero;
         const C d = scale[c], b = bias[c];
-        C term = 0, total = 0;
+        terms[c] = totals[c] = 0;
+        for (int64_t run = 0; run < last - first; run += kRun) {
+          const int64_t stop = run + kRun < last - first ? run + kRun : last - first;
+          C term = 0, total = 0;
 #pragma omp simd reduction(+ : term, total)
-        for (int64_t i = 0; i < last - first; ++i) {
-          const Element<kind, C> e(act, load(g[i]), load(kept[i]), d, z[i] + b);
-          term += e.term;
-          total += e.dv;
-          store(out[i], e.dv * d);
+          for (int64_t i = run; i < stop; ++i) {
+            const Element<kind, C> e(act, load(g[i]), load(kept[i]), d, z[i] + b);
+            term += e.term;
+            total += e.dv;
+            store(out[i], e.dv * d);
+          }
+          terms[c] += double(term);
+          totals[c] += double(total);
         }
         if (pixel_sums) {  // a second look at a block that is still in the first-level cache
-          C* row = pixel_sums + first;
+          double* row = pixel_sums + first;
 #pragma GCC ivdep
           for (int64_t i = 0; i < last - first; ++i)
-            row[i] += Element<kind, C>(act, load(g[i]), load(kept[i]), d, z[i] + b).dv;
+            row[i] += double(Element<kind, C>(act, load(g[i]), load(kept[i]), d, z[i] + b).dv);
         }
-        terms[c] = double(term);
-        totals[c] = double(total);
       }
     }
   }
@@ -244,14 +248,18 @@ void scale_dot_case(const ScaleDot& p, const T* x, T* out, int64_t begin, int64_
         const T *a = x + offset, *b = other + offset;
         T* y = out + offset;
         const C d = with_output ? scale[c] : C(0);
-        C sum = 0;
+        if constexpr (with_sums) sums[c] = 0;
+        for (int64_t run = 0; run < last - first; run += kRun) {
+          const int64_t stop = run + kRun < last - first ? run + kRun : last - first;
+          C sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < last - first; ++i) {
-          const C value = load(a[i]);
-          if constexpr (with_sums) sum += value * load(b[i]);
-          if constexpr (with_output) store(y[i], value * d);
+          for (int64_t i = run; i < stop; ++i) {
+            const C value = load(a[i]);
+            if constexpr (with_sums) sum += value * load(b[i]);
+            if constexpr (with_output) store(y[i], value * d);
+          }
+          if constexpr (with_sums) sums[c] += double(sum);
         }
-        if constexpr (with_sums) sums[c] = double(sum);
       }
     }
   }
