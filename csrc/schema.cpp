@@ -39,13 +39,17 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "modulated_conv2d(Tensor x, Tensor weight, Tensor styles, Tensor? noise, Tensor? resample_filter, Tensor? "
       "weight_sumsq, int up, int down, int[] padding, bool demodulate, bool flip_weight) -> Tensor");
   m.def(
-      "styled_conv(Tensor x, Tensor weight, Tensor styles, Tensor? bias, Tensor? noise, Tensor? noise_strength, Tensor? "
-      "resample_filter, Tensor? weight_sumsq, int up, bool demodulate, int act, float alpha, float gain, float clamp, bool "
+      "styled_conv(Tensor x, Tensor weight, Tensor styles, Tensor? bias, Tensor? noise, Tensor? noise_strength, "
+      "Tensor? "
+      "resample_filter, Tensor? weight_sumsq, int up, bool demodulate, int act, float alpha, float gain, float clamp, "
+      "bool "
       "flip_weight) -> (Tensor y, Tensor d, Tensor u)");
   m.def(
       "styled_conv_backward(Tensor dy, Tensor saved, Tensor x, Tensor weight, Tensor styles, Tensor d, Tensor? bias, "
-      "Tensor? noise, Tensor? noise_strength, Tensor? resample_filter, Tensor? weight_sumsq, int up, bool demodulate, int "
-      "act, float alpha, float gain, float clamp, bool flip_weight, bool need_x, bool need_weight, bool need_styles, bool "
+      "Tensor? noise, Tensor? noise_strength, Tensor? resample_filter, Tensor? weight_sumsq, int up, bool demodulate, "
+      "int "
+      "act, float alpha, float gain, float clamp, bool flip_weight, bool need_x, bool need_weight, bool need_styles, "
+      "bool "
       "need_bias, bool need_noise, bool need_strength) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -52,9 +52,7 @@ FASTINV_INLINE float log1p_unit(float t) {
   q = q * u + 1.0f / 3;
   return 2.0f * (s + s * u * q);
 }
-FASTINV_INLINE double log1p_unit(double t) {
-  return __builtin_log1p(t);
-}
+FASTINV_INLINE double log1p_unit(double t) { return __builtin_log1p(t); }
 
 // Value and derivatives at one point; what is not used is not computed.
 template <class C>

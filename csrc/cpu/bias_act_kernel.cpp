@@ -147,9 +147,7 @@ void channels(const BiasActParams<T>& p, int64_t begin, int64_t end, double* db)
 }  // namespace
 
 #define FASTINV_BIAS_ACT(T)                                                                                       \
-  void bias_act_range(const BiasActParams<T>& p, int64_t begin, int64_t end) {                                    \
-    range(p, begin, end);                                                                                         \
-  }                                                                                                               \
+  void bias_act_range(const BiasActParams<T>& p, int64_t begin, int64_t end) { range(p, begin, end); }            \
   void bias_act_tiles(const BiasActParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch, double* db) { \
     tiles(p, begin, end, scratch, db);                                                                            \
   }                                                                                                               \

@@ -12,9 +12,7 @@ namespace {
 
 constexpr int64_t kScratchInCache = 4096;  // values of scratch that stay in the first-level cache beside the rows
 
-int64_t floor_divide(int64_t a, int64_t b) {
-  return a / b - (a % b < 0);
-}
+int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 struct AxisPlan {
   UpfirdnAxis axis;
@@ -144,6 +142,4 @@ Tensor upfirdn2d(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) {
-  m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d)); }
