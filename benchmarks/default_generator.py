@@ -49,6 +49,7 @@ def main():
     p.add_argument("--steps", type=int, default=300)
     p.add_argument("--batch", type=int, default=25)
     p.add_argument("--spaces", default="w+,w")
+    p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="arithmetic of the inversion")
     p.add_argument("--also", nargs="*", default=[], help="files of further attribute networks to measure with")
     p.add_argument("--out", help="JSON file for the numbers")
     p.add_argument("--picture", help="PNG: samples on the left, held-out renders on the right")
@@ -56,13 +57,14 @@ def main():
     options = p.parse_args()
 
     G = fastinv.load_generator(options.generator)
+    inverted = fastinv.load_generator(options.generator, dtype=getattr(torch, options.dtype))
     networks = {"shipped": load_attribute_network()} | {path: load_attribute_network(path) for path in options.also}
     images, attributes = faces.sample(options.count, seed=0, split="heldout", resolution=G.resolution)
-    report = {"generator": options.generator, "count": options.count, "steps": options.steps}
+    report = {"generator": options.generator, "count": options.count, "steps": options.steps, "dtype": options.dtype}
     for name, network in networks.items():
         report[f"renders, attribute error ({name})"] = attribute_error(network, images, attributes)
     for space in options.spaces.split(","):
-        found, seconds = inversions(G, images, space, options.steps, options.batch)
+        found, seconds = inversions(inverted, images, space, options.steps, options.batch)
         psnr = 10 * torch.log10(4 / (found.clamp(-1, 1) - images).square().mean((1, 2, 3)))
         entry = {"psnr mean": float(psnr.mean()), "psnr min": float(psnr.min()), "psnr max": float(psnr.max())}
         entry["seconds per picture"] = seconds / options.count

@@ -132,6 +132,7 @@ def test_folder_source(tmp_path):
         (["--channels", "8,8"], "channels must be 3 counts"),
         (["--paired-only", "3"], "--paired-only needs --paired"),
         (["--z-dim", "4"], "z_dim"),
+        (["--details", "smile,nose"], "no attribute 'nose'"),
         (["--resume"], "nothing to resume"),
         (["--data", "/nonexistent"], "not a folder of pictures"),
     ],

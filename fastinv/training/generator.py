@@ -64,7 +64,8 @@ class Trainer:
         d_channels = parse_channels(options.d_channels or options.channels, options.resolution)
         torch.manual_seed(options.seed)
         if options.data == "faces":
-            self.source = FacesSource(options.resolution, options.z_dim, self.device)
+            details = [name for name in options.details.split(",") if name]
+            self.source = FacesSource(options.resolution, options.z_dim, self.device, details)
         else:
             self.source = FolderSource(options.data, options.resolution, options.z_dim, options.mirror, self.device)
         if options.paired > 0 and not self.source.paired:

@@ -6,6 +6,7 @@ import math
 from fastinv.errors import UsageError
 from fastinv.models.layers import block_resolutions
 from fastinv.training.options import Parser, check_range
+from fastinv.training.sources import EXPRESSION
 
 
 def parser() -> Parser:
@@ -47,7 +48,8 @@ def parser() -> Parser:
     number("--style-mixing", float, 0.5, "share of pictures with two latents")
     number("--ema-kimg", float, 5.0, "half life of the moving average of the weights, thousands of pictures")
     number("--paired", float, 0.0, "weight of the paired term (faces only)")
-    number("--paired-details", float, 0.0, "extra weight of eyes and mouth in the paired term")
+    number("--paired-details", float, 0.0, "extra weight of details (eyes and mouth) in the paired term")
+    p.add_argument("--details", default=",".join(EXPRESSION), help="attributes whose pixels --paired-details weighs up")
     number("--paired-only", float, 0.0, "thousands of pictures at the start with the paired term alone")
     p.add_argument("--mirror", action="store_true", help="also train on mirrored pictures of the folder")
     return p

@@ -22,27 +22,37 @@ class FacesSource:
     z [z_dim], scaled to a mean square of one as the mapping network does, has nearly standard normal coordinates, so
     their normal distribution function gives the uniforms that the renderer's distribution is made of. The remaining
     coordinates are free. This pairs latents with pictures for the trainer's paired term.
+
+    Args:
+        resolution: side of the renders in pixels.
+        z_dim: width of the latents, above the number of attributes.
+        device: where the renders are made.
+        details: attributes that ``batch`` marks the pixels of.
     """
 
     paired = True
 
-    def __init__(self, resolution: int, z_dim: int, device: torch.device | str = "cpu"):
+    def __init__(self, resolution: int, z_dim: int, device: torch.device | str = "cpu", details=EXPRESSION):
+        unknown = [name for name in details if name not in faces.NAMES]
+        if unknown:
+            raise UsageError(f"no attribute {unknown[0]!r}; details must be some of {', '.join(faces.NAMES)}")
         if z_dim < len(faces.NAMES) + 1:
             raise UsageError(f"faces need z_dim of at least {len(faces.NAMES) + 1}, not {z_dim}")
-        self.resolution, self.z_dim, self.device = resolution, z_dim, device
+        self.resolution, self.z_dim, self.device, self.details = resolution, z_dim, device, tuple(details)
 
     def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``count`` new pairs.
 
         Returns:
-            pictures [count, 3, resolution, resolution] in [-1, 1]; their z [count, z_dim]; and where their eyes and
-            mouths are, [count, 1, resolution, resolution]: 1 where another expression would change the picture, else 0.
+            pictures [count, 3, resolution, resolution] in [-1, 1]; their z [count, z_dim]; and where their details
+            are, [count, 1, resolution, resolution]: 1 where other values of the ``details`` attributes would change the
+            picture, else 0.
         """
         z = torch.randn(count, self.z_dim).to(self.device)
         attributes = faces_attributes(z)
         images = faces.render(attributes, resolution=self.resolution)
         opposite = dict(attributes)
-        for name in EXPRESSION:
+        for name in self.details:
             low, high = faces.ATTRIBUTES[name].low, faces.ATTRIBUTES[name].high
             opposite[name] = torch.where(attributes[name] > (low + high) / 2, low, high).to(images.dtype)
         change = (faces.render(opposite, resolution=self.resolution) - images).abs().amax(1, keepdim=True)
