@@ -1,0 +1,49 @@
+"""The embedded generator, its discriminator and the attribute network, as shipped. Full numbers: benchmarks/."""
+
+import pytest
+import torch
+
+import fastinv
+from fastinv.checkpoints import BUNDLED
+from fastinv.data import faces
+from fastinv.training.sources import faces_attributes
+
+
+@pytest.fixture(scope="module")
+def G():
+    return fastinv.load_generator("faces64")
+
+
+def test_files_are_small():
+    assert BUNDLED["faces64"].generator.stat().st_size <= 8e6
+    assert BUNDLED["faces64"].discriminator.stat().st_size <= 8e6
+
+
+def test_samples_have_the_attributes_of_their_latents(G):
+    """Through the attribute network: eyes, mouths and glasses included. An average face would have errors near 0.85."""
+    z = torch.randn(64, G.z_dim, generator=torch.Generator().manual_seed(0))
+    network = fastinv.load_attribute_network()
+    truth = faces_attributes(z)
+    with torch.no_grad():
+        predicted = network(G(z).clamp(-1, 1))
+    errors = {
+        name: float((predicted[name] - truth[name]).abs().mean() / std)
+        for name, std in zip(faces.NAMES, network.stds, strict=True)
+    }
+    assert sum(errors.values()) / len(errors) < 0.3
+    assert max(errors[name] for name in ("eye_open", "glasses", "smile")) < 0.6, errors
+
+
+def test_inversion_of_held_out_renders(G):
+    images, _ = faces.sample(2, seed=5, split="heldout")
+    result = fastinv.invert(G, images, steps=60, trunk="attributes", progress=False)
+    assert min(result.metrics["psnr"]) > 24
+    assert result.settings["trunk"]["name"] == "attributes"
+
+
+def test_discriminator_prefers_faces_to_noise():
+    D = fastinv.load_discriminator("faces64")
+    images, _ = faces.sample(8, split="heldout")
+    with torch.no_grad():
+        assert D(images).mean() > D(torch.randn_like(images).clamp(-1, 1)).mean()
+        assert D(images).mean() > D(images.flip(2)).mean()  # upside down
