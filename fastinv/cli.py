@@ -168,7 +168,9 @@ def demo(
     from fastinv.inversion.task import configure, whole_number
     from fastinv.report import comparison
 
-    configure(METHODS, "image2stylegan", "w+", steps, {})
+    # The photograph is far from what the generator draws: larger and more steps than the default get nearer to it.
+    options = {"learning_rate": 0.15, "steps": 600 if steps is None else steps}
+    configure(METHODS, "image2stylegan", "w+", options["steps"], {"learning_rate": options["learning_rate"]})
     whole_number("--seed", seed, least=0)
     where = named_device(device)
     check_writable(out)
@@ -177,7 +179,7 @@ def demo(
     photograph = load_picture(Path(__file__).parent / "data" / "astronaut.png", G.resolution)
     targets = {"render": render, "astronaut": photograph}
     titles = ["a render that the generator has never seen", "a real photograph (NASA, public domain)"]
-    results = _invert_batch(G, list(targets.values()), list(targets), steps=steps, seed=seed)
+    results = _invert_batch(G, list(targets.values()), list(targets), seed=seed, **options)
     if None in results:
         raise typer.Exit(2)
     for (name, target), result, title in zip(targets.items(), results, titles, strict=True):
