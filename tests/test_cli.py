@@ -411,10 +411,15 @@ def test_interruption(folder, generator, number, status, says):
     running = process(
         "-m", "fastinv.cli", "invert", path, "--generator", generator,
         "--steps", "1000000", "--set", "perceptual_weight=0", cwd=folder,
+        # A test run in the background (nohup, cron) ignores Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert running.stderr.readline().startswith("image2stylegan 0/1000000")  # it works
-    running.send_signal(number)
-    out, err = running.communicate(timeout=60)
+    try:
+        assert running.stderr.readline().startswith("image2stylegan 0/1000000")  # it works
+        running.send_signal(number)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == status
     assert (out, err.splitlines()) == ("", says)
     assert files(folder) == {"a.png"}
