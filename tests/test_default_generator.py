@@ -1,5 +1,10 @@
 """The embedded generator, its discriminator and the attribute network, as shipped. Full numbers: benchmarks/."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,3 +53,17 @@ def test_discriminator_prefers_renders_to_samples(G):
     with torch.no_grad():
         samples = G(torch.randn(256, G.z_dim, generator=torch.Generator().manual_seed(1)))
         assert D(images).mean() > D(samples).mean()
+
+
+def test_the_example_of_the_readme(tmp_path):
+    """In a process of its own, where nothing else has imported the submodules."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example = readme.split("```python")[1].split("```")[0]
+    assert "steps=300" in example and 'save("results")' in example
+    code = example.replace("steps=300", "steps=2") + "\nprint(list(picture.shape))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("[4, 3, 64, 64]"), done.stderr
+    assert (tmp_path / "results").is_dir()

@@ -1,1 +1,5 @@
 """Data: the procedural portraits (faces) and pictures from files (pictures)."""
+
+from fastinv.data import faces
+
+__all__ = ["faces"]
