@@ -4,10 +4,9 @@ import copy
 
 import torch
 
+from fastinv.devices import DTYPES
 from fastinv.errors import UsageError
 from fastinv.models.stylegan2 import Generator, SynthesisLayer
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class PreparedGenerator:
@@ -22,12 +21,12 @@ class PreparedGenerator:
     """
 
     def __init__(self, G: Generator, dtype: torch.dtype | None = None):
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(str(d) for d in DTYPES)} or None, not {dtype}")
+        if dtype is not None and dtype not in DTYPES.values():
+            raise UsageError(f"dtype must be one of {', '.join(str(d) for d in DTYPES.values())} or None, not {dtype}")
         own = G.w_avg.dtype
         self.dtype = dtype or own
         frozen = copy.deepcopy(G).eval().requires_grad_(False)
-        frozen = frozen.to(torch.promote_types(own, torch.float32) if self.dtype != torch.float64 else torch.float64)
+        frozen = frozen.to(torch.promote_types(torch.promote_types(own, self.dtype), torch.float32))
         for layer in frozen.modules():
             if isinstance(layer, SynthesisLayer):
                 layer.weight_sumsq = layer.weight.square().sum((2, 3))

@@ -6,7 +6,6 @@ shipped weights; its output is docs/training/attributes.log.
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from fastinv.data import faces
 from fastinv.devices import named_device
-from fastinv.errors import FastinvError, UsageError
+from fastinv.errors import UsageError
 from fastinv.files import check_writable, save_tensors
 from fastinv.models.attributes import CHANNELS, KIND, AttributeNetwork
-from fastinv.training.options import Parser, check_range
+from fastinv.training.options import Parser, check_range, run_as_command
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,8 +154,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastinvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_as_command(main)

@@ -30,6 +30,7 @@ from fastinv.files import atomic_file, shown
 from fastinv.models.discriminator import Discriminator
 from fastinv.models.stylegan2 import Generator
 from fastinv.training.generator_options import check_options, parse_channels, parse_schedule, parser
+from fastinv.training.options import run_as_command
 from fastinv.training.sources import FacesSource, FolderSource
 
 R1_INTERVAL = 16  # steps between two R1 penalties
@@ -108,7 +109,7 @@ class Trainer:
         kimg = self.images / 1000
         resolution, batch = self.phase()
         self.set_learning_rates(kimg)
-        real, z, details = self.source.batch(batch, resolution)
+        real, z, details = self.source.batch(batch, resolution, details=options.paired_details > 0)
         w_plus, mixed = self.mix_styles(z)
         fake = self.G.synthesis(w_plus, noise="random", resolution=resolution, dtype=self.dtype)
         adversarial = kimg >= options.paired_only
@@ -122,7 +123,8 @@ class Trainer:
         if options.paired > 0:
             # A picture of two latents has no render of its own.
             share = ~mixed / (~mixed).sum().clamp_min(1)
-            paired = (paired_loss(fake, real, 1 + options.paired_details * details) * share).sum()
+            weight = torch.ones_like(real[:, :1]) if details is None else 1 + options.paired_details * details
+            paired = (paired_loss(fake, real, weight) * share).sum()
             loss = loss + (options.paired if adversarial else 1.0) * paired
             self.measure("paired", paired)
             self.measure("mse", ((fake.detach() - real).square().mean((1, 2, 3)) * share).sum())
@@ -335,8 +337,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastinvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_as_command(main)

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import sys
+from collections.abc import Callable
 
-from fastinv.errors import UsageError
+from fastinv.errors import FastinvError, UsageError
 
 
 class _Help(argparse.HelpFormatter):
@@ -37,3 +39,12 @@ def check_range(options: argparse.Namespace, names: str, low: float, high: float
         wanted = f"above {low:g}" if above else f"at least {low:g}"
         wanted += "" if high == math.inf else f" and at most {high:g}"
         raise UsageError(f"--{name.replace('_', '-')} must be {wanted}, not {value:g}")
+
+
+def run_as_command(main: Callable[[], object]):
+    """Run a trainer's ``main`` as a program: an error of ours is one line on standard error and exit status 2."""
+    try:
+        main()
+    except FastinvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -40,8 +40,10 @@ class FacesSource:
             raise UsageError(f"faces need z_dim of at least {len(faces.NAMES) + 1}, not {z_dim}")
         self.resolution, self.z_dim, self.device, self.details = resolution, z_dim, device, tuple(details)
 
-    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``count`` new pairs.
+    def batch(
+        self, count: int, resolution: int, details: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """``count`` new pairs; without ``details``, which take a second rendering, the last item is None.
 
         Returns:
             pictures [count, 3, resolution, resolution] in [-1, 1]; their z [count, z_dim]; and where their details
@@ -51,6 +53,8 @@ class FacesSource:
         z = torch.randn(count, self.z_dim).to(self.device)
         attributes = faces_attributes(z)
         images = faces.render(attributes, resolution=self.resolution)
+        if not details:
+            return shrink(images, resolution), z, None
         opposite = dict(attributes)
         for name in self.details:
             low, high = faces.ATTRIBUTES[name].low, faces.ATTRIBUTES[name].high
@@ -92,7 +96,7 @@ class FolderSource:
         self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures]).to(device)
         self.z_dim, self.mirror, self.device = z_dim, mirror, device
 
-    def batch(self, count: int, resolution: int) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def batch(self, count: int, resolution: int, details: bool = False) -> tuple[torch.Tensor, torch.Tensor, None]:
         """``count`` random pictures [count, 3, resolution, resolution] in [-1, 1], unrelated latents, and None."""
         chosen = torch.randint(len(self.images), (count,)).to(self.device)
         images = self.images[chosen].float() / 127.5 - 1
