@@ -1,0 +1,76 @@
+// What the checks and registrations of CUDA kernels (<op>_cuda.cpp) share: dtypes, operands, outputs, launch errors.
+// Every op starts with a device guard:  DeviceGuard guard(x.get_device_index());
+#pragma once
+
+#include "../common/cuda_stream.h"
+#include "dtype.h"
+
+namespace fastinv {
+
+using torch::stable::accelerator::DeviceGuard;
+
+inline cuda::Dtype cuda_dtype(const char* op, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return cuda::Dtype::float32;
+    case ScalarType::Double:
+      return cuda::Dtype::float64;
+    case ScalarType::Half:
+      return cuda::Dtype::float16;
+    case ScalarType::BFloat16:
+      return cuda::Dtype::bfloat16;
+    default:
+      throw std::runtime_error(concatenate(op, ": dtype ", torch::headeronly::toString(dtype),
+                                           " has no CUDA kernel; use float32, float64, float16 or bfloat16"));
+  }
+}
+
+// The dtype in which a kernel computes, and that small operands (styles, sums over pixels) have.
+inline ScalarType cuda_compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
+
+inline std::string to_string(const std::vector<int64_t>& sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+// `x`, the argument `name` of `op`, made dense; an error unless it is on the device of `leader` and has that dtype and
+// those sizes.
+inline Tensor cuda_operand(const char* op, const char* name, const Tensor& x, const Tensor& leader, ScalarType dtype,
+                           const std::vector<int64_t>& sizes, bool channels_last = false) {
+  FASTINV_CHECK(x.is_cuda() && x.get_device_index() == leader.get_device_index(), op, ": ", name,
+                " must be on CUDA device ", leader.get_device_index());
+  FASTINV_CHECK(x.scalar_type() == dtype, op, ": ", name, " must be ", torch::headeronly::toString(dtype), ", got ",
+                torch::headeronly::toString(x.scalar_type()));
+  FASTINV_CHECK(sizes_of(x) == sizes, op, ": ", name, " must have shape ", to_string(sizes), ", got ",
+                to_string(sizes_of(x)));
+  return in_layout(x, channels_last);
+}
+
+// A new uninitialised tensor on the device of `leader`, dense in the given layout.
+inline Tensor cuda_empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& leader,
+                         bool channels_last = false) {
+  using torch::headeronly::MemoryFormat;
+  const bool nhwc = channels_last && sizes.size() == 4;
+  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA,
+                                     static_cast<torch::stable::accelerator::DeviceIndex>(leader.get_device_index()));
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, device, std::nullopt,
+                              nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline void* cuda_stream_of(const Tensor& leader) { return current_cuda_stream(leader.get_device_index()); }
+
+// `error` is what a launcher returned.
+inline void check_launch(const char* op, const char* error) {
+  FASTINV_CHECK(error == nullptr, op, ": CUDA error: ", error);
+}
+
+}  // namespace fastinv
