@@ -51,6 +51,28 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "act, float alpha, float gain, float clamp, bool flip_weight, bool need_x, bool need_weight, bool need_styles, "
       "bool "
       "need_bias, bool need_noise, bool need_strength) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The passes around the convolutions of a frozen synthesis network: fastinv/ops/synthesis.py has the formulas.
+  m.def(
+      "synthesis_epilogue(Tensor u, Tensor? d, Tensor? noise, float strength, Tensor? bias, Tensor? next_styles, "
+      "Tensor? rgb_weight, Tensor? rgb_styles, Tensor? rgb_bias, Tensor? image, float[] taps, int form, float alpha, "
+      "float gain, float clamp, float rgb_clamp) -> (Tensor y, Tensor next, Tensor image, Tensor rgb)");
+  m.def(
+      "synthesis_epilogue_backward(Tensor? dnext, Tensor? dimage, Tensor y, Tensor? rgb, Tensor? d, Tensor? noise, "
+      "float strength, Tensor? next_styles, Tensor? rgb_weight, Tensor? rgb_styles, float[] taps, int form, "
+      "float alpha, float gain, float clamp, float rgb_clamp, bool need_noise) -> (Tensor du, Tensor sums, Tensor "
+      "dnoise)");
+  m.def("synthesis_styles(Tensor w_plus, Tensor weight, Tensor bias, int[] rows) -> Tensor");
+  m.def("synthesis_styles_backward(Tensor dstyles, Tensor weight, int[] rows) -> Tensor");
+  m.def(
+      "synthesis_demodulation(Tensor styles, Tensor weight_sumsq, int[] rows, int[] inputs, int[] outputs, float[] "
+      "epsilons, bool scale) -> (Tensor styles, Tensor d, Tensor scales)");
+  m.def(
+      "synthesis_demodulation_backward(Tensor dstyles, Tensor q, Tensor styles, Tensor scales, Tensor weight_sumsq, "
+      "int[] rows, int[] inputs, int[] outputs) -> Tensor");
+  m.def(
+      "synthesis_style_gradients(Tensor[] sums, Tensor d, Tensor bias, Tensor? unscale, int[] next_rows, int[] "
+      "rgb_rows, int[] first_outputs, int count) -> (Tensor dstyles, Tensor q)");
+  m.def("synthesis_gradient_scale(Tensor dimage) -> (Tensor scaled, Tensor inverse)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastinv, CompositeExplicitAutograd, m) {
