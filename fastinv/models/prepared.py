@@ -6,35 +6,45 @@ import torch
 
 from fastinv.devices import DTYPES
 from fastinv.errors import UsageError
+from fastinv.models.frozen import FrozenSynthesis, unsupported
 from fastinv.models.stylegan2 import Generator, SynthesisLayer
 
 
 class PreparedGenerator:
-    """A frozen copy of a generator whose layers are the fused ``styled_conv``, with squared weights summed once.
+    """A frozen copy of a generator with a fast synthesis, made by ``G.prepare(dtype)``.
 
-    Made by ``G.prepare(dtype)``; G itself is left as it is, and later changes to G do not show here. Same attributes
-    and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps.
+    Networks of the skip architecture run as one autograd node (`fastinv.models.frozen`); others layer by layer, each a
+    fused ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here.
+    Same attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps.
 
     Args:
         G: the generator.
         dtype: arithmetic of the feature maps (styles and the summed picture stay float32 at least); None is G's own.
+        forms: layer name such as "b64.conv0" -> (forward, gradient), how its convolution is computed; that of the other
+            layers is chosen, see `fastinv.models.convolution`.
+
+    Raises:
+        UsageError: an unknown dtype, or forms for layers that do not exist or run layer by layer.
     """
 
-    def __init__(self, G: Generator, dtype: torch.dtype | None = None):
+    def __init__(self, G: Generator, dtype: torch.dtype | None = None, forms: dict | None = None):
         if dtype is not None and dtype not in DTYPES.values():
             raise UsageError(f"dtype must be one of {', '.join(str(d) for d in DTYPES.values())} or None, not {dtype}")
         own = G.w_avg.dtype
         self.dtype = dtype or own
         frozen = copy.deepcopy(G).eval().requires_grad_(False)
         frozen = frozen.to(torch.promote_types(torch.promote_types(own, self.dtype), torch.float32))
-        for layer in frozen.modules():
-            if isinstance(layer, SynthesisLayer):
-                layer.weight_sumsq = layer.weight.square().sum((2, 3))
-                layer.weight.data = layer.weight.to(self.dtype, memory_format=torch.channels_last)
         self.mapping = frozen.mapping
-        self._synthesis = frozen.synthesis
+        self._network = frozen.synthesis
         self.resolution, self.z_dim, self.w_dim = G.resolution, G.z_dim, G.w_dim
         self.c_dim, self.num_ws, self.config = G.c_dim, G.num_ws, G.config
+        self.layerwise = unsupported(self._network)
+        if self.layerwise:
+            if forms:
+                raise UsageError(f"forms cannot be chosen for this generator: {self.layerwise}")
+            _fuse_layers(self._network, self.dtype)
+        else:
+            self._fast = FrozenSynthesis(self._network, self.dtype, forms)
 
     @property
     def w_avg(self) -> torch.Tensor:
@@ -43,4 +53,27 @@ class PreparedGenerator:
 
     def synthesis(self, w_plus: torch.Tensor, noise="const") -> torch.Tensor:
         """w_plus [N, num_ws, w_dim] -> [N, 3, R, R]; arguments as for ``Generator.synthesis``."""
-        return self._synthesis(w_plus, noise=noise, dtype=self.dtype)
+        if self.layerwise:
+            return self._network(w_plus, noise=noise, dtype=self.dtype)
+        self._network.check(w_plus)
+        noise = self._network.noise_per_layer(noise, len(w_plus))
+        fast = self._fast
+        maps = [_map_of(layer, noise[layer.name], len(w_plus), fast.compute) for layer in fast.layers]
+        return fast(w_plus.to(fast.compute), maps)
+
+
+def _map_of(layer, noise, batch: int, compute: torch.dtype) -> torch.Tensor | None:
+    """The unscaled map [N or 1, 1, R, R] of a layer for a noise mode or a given map; None for no noise."""
+    if isinstance(noise, torch.Tensor):
+        return noise.to(compute).reshape(-1, 1, layer.resolution, layer.resolution)
+    if noise == "random":
+        shape = (batch, 1, layer.resolution, layer.resolution)
+        return torch.randn(shape, dtype=compute, device=layer.noise_const.device)
+    return layer.noise_const if noise == "const" else None
+
+
+def _fuse_layers(network, dtype: torch.dtype) -> None:
+    for layer in network.modules():
+        if isinstance(layer, SynthesisLayer):
+            layer.weight_sumsq = layer.weight.square().sum((2, 3))
+            layer.weight.data = layer.weight.to(dtype, memory_format=torch.channels_last)

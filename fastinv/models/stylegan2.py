@@ -213,6 +213,11 @@ class SynthesisNetwork(nn.Module):
             names |= {f"b{r}.conv0": r, f"b{r}.conv1": r}
         return names
 
+    def check(self, w_plus: torch.Tensor) -> None:
+        """Refuse latents of another shape than [N, num_ws, w_dim]."""
+        if w_plus.ndim != 3 or w_plus.shape[1:] != (self.num_ws, self.w_dim):
+            raise UsageError(f"w_plus must have shape [N, {self.num_ws}, {self.w_dim}], not {list(w_plus.shape)}")
+
     def noise_per_layer(self, noise, batch: int) -> dict:
         """Check ``noise`` and spread it over the layers: layer name -> mode or map."""
         layers = self.noise_layers()
@@ -254,8 +259,7 @@ class SynthesisNetwork(nn.Module):
         Returns:
             [N, 3, R, R], RGB, nominally in [-1, 1] (values may go beyond), float32 at least.
         """
-        if w_plus.ndim != 3 or w_plus.shape[1:] != (self.num_ws, self.w_dim):
-            raise UsageError(f"w_plus must have shape [N, {self.num_ws}, {self.w_dim}], not {list(w_plus.shape)}")
+        self.check(w_plus)
         if resolution is not None and self.architecture != "skip":
             raise UsageError(f"a smaller picture needs the skip architecture; this generator is {self.architecture!r}")
         noise = self.noise_per_layer(noise, len(w_plus))
@@ -324,8 +328,8 @@ class Generator(nn.Module):
         """z [N, z_dim] -> pictures [N, 3, R, R]; see ``mapping`` and ``synthesis``."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise=noise)
 
-    def prepare(self, dtype: torch.dtype | None = None):
+    def prepare(self, dtype: torch.dtype | None = None, forms: dict | None = None):
         """Frozen, fast synthesis for inversion; see ``fastinv.models.prepared.PreparedGenerator``."""
         from fastinv.models.prepared import PreparedGenerator
 
-        return PreparedGenerator(self, dtype)
+        return PreparedGenerator(self, dtype, forms)

@@ -11,14 +11,15 @@ With frozen weights W one layer of the network is, in the notation of Karras et 
 `epilogue` is all of it after the convolution; the pass of an up-sampling layer begins with the FIR filter. Backward,
 given dnext = dL/dnext and dimage = dL/dimage, `epilogue_backward` makes in one pass, with y all that was kept::
 
-    q = sum_k rgb_weight[k] dimage[k] (0 where rgb was clamped);   dy = (dnext * next_styles + q * rgb_styles) * [|y| < clamp]
-    dv = dy * gain * (1 if y > 0 else alpha);                     du = dv * d
+    q = sum_k rgb_weight[k] dimage[k]                     (0 where rgb was clamped)
+    dy = (dnext * next_styles + q * rgb_styles) * [|y| < clamp]
+    dv = dy * gain * (1 if y > 0 else alpha);  du = dv * d
     sums over the pixels: dnext * y, q * y, dy * y, dv * strength * noise, dv
 
-The activation is positively homogeneous, so sum dy * y = sum dv * v, from which `style_gradients` tells the gradient of d
-without u: ``dd = (sum dy y - sum dv strength noise - bias sum dv) / d``. All small operands (styles, d, bias, noise, rgb_*)
-are in the compute dtype: float64 for float64 feature maps, float32 for all others. Nothing here has an autograd formula:
-the whole network is one autograd node, `fastinv.models.prepared`.
+The activation is positively homogeneous, so sum dy * y = sum dv * v, from which `style_gradients` tells the gradient of
+d without u: ``dd = (sum dy y - sum dv strength noise - bias sum dv) / d``. All small operands (styles, d, bias, noise,
+rgb_*) are in the compute dtype: float64 for float64 feature maps, float32 for all others. Nothing here has an autograd
+formula: the whole network is one autograd node, `fastinv.models.frozen`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from . import _dispatch
 # How the convolution of a layer left its result, for a layer output of [N, C, H, W] (h, w = H / 2, W / 2).
 SAME = 0  # [N, C, H, W]
 TRANSPOSED = 1  # [N, C, H + 1, W + 1]: transposed convolution of stride 2; the FIR filter follows
-PHASES = 2  # [N, 4 C, h + 1, w + 1]: the same values, channel (2 a + b) C + c at (i, j) is (2 i + a, 2 j + b); FIR follows
+PHASES = 2  # [N, 4 C, h + 1, w + 1]: the same values, channel (2 a + b) C + c at (i, j) is (2 i + a, 2 j + b)
 SHUFFLED = 3  # [N, 4 C, h, w]: ordered likewise; the FIR filter is part of the weights
 FORMS = {"same": SAME, "transposed": TRANSPOSED, "phases": PHASES, "shuffled": SHUFFLED}
 
@@ -133,18 +134,18 @@ def epilogue(
         next_styles: [N, C] or None where no convolution follows.
         rgb_weight, rgb_styles, rgb_bias: [3, C], [N, C], [3], or all None for a layer without a picture.
         image: [N, 3, H / 2, W / 2] of the resolution before, or None.
-        taps: the four taps of the separable FIR filter with its gain (2 per axis), as a correlation; needed by the forms
-            TRANSPOSED and PHASES, and with image.
+        taps: the four taps of the separable FIR filter with its gain (2 per axis), as a correlation; needed by the
+            forms TRANSPOSED and PHASES, and with image.
         alpha, gain: slope below zero and factor of the activation.
         clamp, rgb_clamp: bounds of y and of the picture's part; negative for none.
 
     Returns:
-        y [N, C, H, W] and next (or empty) in the dtype of u; image [N, 3, H, W] (or empty) in the compute dtype; rgb, the
-        clamped part of this layer in the picture, where rgb_clamp is set (else empty).
+        y [N, C, H, W] and next (or empty) in the dtype of u; image [N, 3, H, W] (or empty) in the compute dtype; rgb,
+        the clamped part of this layer in the picture, where rgb_clamp is set (else empty).
     """
     arguments = (
-        u, d, noise, strength, bias, next_styles, rgb_weight, rgb_styles, rgb_bias, image, list(taps), form, alpha, gain,
-        clamp, rgb_clamp,
+        u, d, noise, strength, bias, next_styles, rgb_weight, rgb_styles, rgb_bias, image, list(taps), form, alpha,
+        gain, clamp, rgb_clamp,
     )  # fmt: skip
     if _dispatch.choose("synthesis_epilogue", impl, u) == "ref":
         return epilogue_ref(*arguments)
@@ -190,7 +191,7 @@ def epilogue_backward_ref(
         dy = dy + q * _wide(rgb_styles, compute)
     if clamp >= 0:
         dy = torch.where(kept.abs() < clamp, dy, 0.0)
-    dv = dy * gain * torch.where(kept > 0, 1.0, alpha)
+    dv = torch.where(kept > 0, dy, dy * alpha) * gain
     sums.append((dy * kept).sum((2, 3)))
     sums.append(zero.sum((2, 3)) if noise is None else (dv * (strength * noise.to(compute))).sum((2, 3)))
     sums.append(dv.sum((2, 3)))
@@ -212,8 +213,8 @@ def epilogue_backward(
         others: as for `epilogue`.
 
     Returns:
-        du in the form's layout and the dtype of y; sums [N, tiles, 5, C] (compute dtype), to be added over the tiles, see the
-        head of this file for the five; dnoise [N, 1, H, W] (or empty), one map for each sample.
+        du in the form's layout and the dtype of y; sums [N, tiles, 5, C] (compute dtype), to be added over the tiles,
+        see the head of this file for the five; dnoise [N, 1, H, W] (or empty), one map for each sample.
     """
     arguments = (
         dnext, dimage, y, rgb, d, noise, strength, next_styles, rgb_weight, rgb_styles, list(taps), form, alpha, gain,
@@ -234,7 +235,7 @@ def styles_ref(w_plus, weight, bias, rows):
 
 
 def styles(w_plus, weight, bias, rows, impl="auto"):
-    """All styles of the network in one launch: ``styles[n, r] = weight[r] . w_plus[n, l] + bias[r]`` for rows r of input l.
+    """All styles of the network in one launch: ``styles[n, r] = weight[r] . w_plus[n, l] + bias[r]``, l the input of r.
 
     Args:
         w_plus: [N, num_ws, w_dim], compute dtype.
@@ -284,9 +285,9 @@ def demodulation_ref(styles, weight_sumsq, rows, inputs, outputs, epsilons, scal
 def demodulation(styles, weight_sumsq, rows, inputs, outputs, epsilons, scale=False, impl="auto"):
     """All demodulation coefficients of the network in one launch, and styles scaled for half precision.
 
-    For each convolution l, with its styles s = styles[:, rows[l] : rows[l] + inputs[l]] times a power of two f that makes
-    the largest of a sample lie in [0.5, 1) (exponents limited to 120; f = 1 without ``scale``, and for styles that are all
-    zero or not finite)::
+    For each convolution l, with its styles s = styles[:, rows[l] : rows[l] + inputs[l]] times a power of two f that
+    makes the largest of a sample lie in [0.5, 1) (exponents limited to 120; f = 1 without ``scale``, and for styles
+    that are all zero or not finite)::
 
         d[n, o] = 1 / sqrt(sum_i s[n, i]^2 weight_sumsq[o, i] + epsilons[l] f[n]^2)
 
@@ -298,8 +299,8 @@ def demodulation(styles, weight_sumsq, rows, inputs, outputs, epsilons, scale=Fa
         rows, inputs, outputs, epsilons: one number per convolution.
 
     Returns:
-        scaled styles [N, R] (rows of no convolution, those of toRGB, as they were), d [N, sum of outputs] one convolution
-        after the other, and the factors f [N, convolutions].
+        scaled styles [N, R] (rows of no convolution, those of toRGB, as they were), d [N, sum of outputs] one
+        convolution after the other, and the factors f [N, convolutions].
     """
     arguments = (styles, weight_sumsq, rows, inputs, outputs, epsilons, scale)
     if _dispatch.choose("synthesis_demodulation", impl, styles) == "ref":
@@ -358,7 +359,7 @@ def style_gradients(sums, d, bias, unscale, next_rows, rgb_rows, first_outputs, 
     """Adds the tiles of every layer's sums, in float64 and in a fixed order, and sorts the totals into style gradients.
 
     Args:
-        sums: of each layer [N, tiles, 5, C] from `epilogue_backward`, or [N, tiles, 1, C] with the first of the five alone.
+        sums: of each layer [N, tiles, 5, C] from `epilogue_backward`, or [N, tiles, 1, C], the first of the five alone.
         d, bias: [N, D] and [D], of all convolutions one after the other.
         unscale: [N] factors on all sums (the inverse of `gradient_scale`'s), or None.
         next_rows, rgb_rows: per layer the row of the styles whose gradient the first and second sum are; -1 for none.

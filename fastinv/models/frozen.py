@@ -1,0 +1,251 @@
+"""StyleGAN2's synthesis network with frozen weights, as one autograd node: only w_plus and noise maps get gradients.
+
+All styles are one matrix product, all demodulation coefficients another; each layer is a convolution and one pass after
+it, which leaves the next layer's input with its styles already multiplied in (formulas: `fastinv.ops.synthesis`).
+Backward keeps one tensor a layer. The same Python runs on every device; the ops beneath differ.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fastinv.errors import UsageError
+from fastinv.models.convolution import FORMS, Form, FrozenConvolution
+from fastinv.models.stylegan2 import SynthesisLayer, SynthesisNetwork, ToRGBLayer
+from fastinv.ops import synthesis, upfirdn2d
+from fastinv.ops.modulated_conv2d import EPSILON
+
+SLOPE, GAIN = 0.2, math.sqrt(2)
+
+
+@dataclass
+class FrozenLayer:
+    """One synthesis layer: its convolution, and the small operands of the pass after it.
+
+    ``row`` is the place of its styles among all rows, ``first_output`` that of its channels among all demodulation
+    coefficients. The rgb_ fields are None in a layer that no toRGB follows.
+    """
+
+    name: str
+    resolution: int
+    convolution: FrozenConvolution
+    row: int
+    first_output: int
+    bias: torch.Tensor
+    noise_const: torch.Tensor
+    strength: float
+    clamp: float
+    rgb_row: int = -1
+    rgb_weight: torch.Tensor | None = None
+    rgb_bias: torch.Tensor | None = None
+    rgb_clamp: float = -1.0
+
+    @property
+    def inputs(self) -> int:
+        return self.convolution.source.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        return self.convolution.source.shape[0]
+
+    @property
+    def output_slice(self) -> slice:
+        return slice(self.first_output, self.first_output + self.outputs)
+
+    def rgb_operands(self, styles):
+        """Weight, styles and bias of the toRGB that follows; three times None without one."""
+        if self.rgb_weight is None:
+            return None, None, None
+        return self.rgb_weight, styles[:, self.rgb_row : self.rgb_row + self.outputs], self.rgb_bias
+
+
+def unsupported(network: SynthesisNetwork) -> str:
+    """Why a network cannot be run by `FrozenSynthesis`; "" if it can."""
+    if network.architecture != "skip":
+        return f"its architecture is {network.architecture!r}, not 'skip'"
+    filters = [m.resample_filter for m in network.modules() if isinstance(m, SynthesisLayer) and m.up > 1]
+    if any(f.ndim != 2 or f.shape != (4, 4) or not torch.equal(f, filters[0]) for f in filters):
+        return "its resampling filter is not one filter of four taps"
+    return "" if _separable(filters[0]) is not None else "its resampling filter is not separable"
+
+
+def _separable(f: torch.Tensor) -> list[float] | None:
+    """Taps t with ``outer(t, t) = 4 f``, flipped: f with up-sampling's gain, as a correlation; None if f has none."""
+    f = f.detach().double().cpu().flip(0, 1)
+    taps = 2 * f.sum(1) / f.sum().abs().sqrt().clamp_min(1e-12)
+    return taps.tolist() if torch.allclose(torch.outer(taps, taps), 4 * f, rtol=1e-6, atol=1e-8) else None
+
+
+class FrozenSynthesis:
+    """w_plus [N, num_ws, w_dim] -> picture [N, 3, R, R], differentiable once in w_plus and in noise maps.
+
+    Args:
+        network: frozen synthesis network of the skip architecture, float32 or float64 (see `unsupported`).
+        dtype: of the feature maps. Styles, sums and the picture are float32, or float64 for a float64 network.
+        forms: layer name -> (forward, gradient) of the convolution, see `fastinv.models.convolution.Form`.
+
+    float16: weights and styles are scaled by powers of two, which the demodulation cancels exactly, and the gradient of
+    the picture by another, so that neither leaves the format's range.
+    """
+
+    def __init__(self, network: SynthesisNetwork, dtype: torch.dtype, forms: dict | None = None):
+        self.dtype, self.scaled = dtype, dtype == torch.float16
+        self.compute = torch.promote_types(dtype, torch.float32)
+        first = network.b4
+        self.const = first.const.detach().to(dtype)[None].contiguous(memory_format=torch.channels_last)
+        self.taps = _separable(network.b8.conv0.resample_filter)
+        self.image_filter = torch.tensor(self.taps, dtype=torch.float32, device=self.const.device)
+        self.layers: list[FrozenLayer] = []
+        self._affines: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.rows = [0]  # of style input l: rows[l] to rows[l + 1]
+        self._sumsq: list[torch.Tensor] = []
+        self.epsilons: list[float] = []
+        for r in network.resolutions:
+            block = getattr(network, f"b{r}")
+            for name in ["conv1"] if block.first else ["conv0", "conv1"]:
+                self._add_layer(f"b{r}.{name}", getattr(block, name))
+            self._add_torgb(block.torgb)
+        self.rows.append(self._row)
+        compute = {"dtype": self.compute, "device": self.const.device}
+        self.affine_weight = torch.cat([weight for weight, _ in self._affines]).to(**compute).contiguous()
+        self.affine_bias = torch.cat([bias for _, bias in self._affines]).to(**compute)
+        self.weight_sumsq = torch.cat([sumsq.flatten() for sumsq in self._sumsq]).to(**compute)
+        self.bias = torch.cat([layer.bias for layer in self.layers]).to(**compute)
+        self.conv_rows = [layer.row for layer in self.layers]
+        self.inputs = [layer.inputs for layer in self.layers]
+        self.outputs = [layer.outputs for layer in self.layers]
+        # Whose styles the sums of a layer belong to; the last entry is the constant that the first layer starts from.
+        self.next_rows = [*self.conv_rows[1:], -1, self.conv_rows[0]]
+        self.rgb_rows = [*[layer.rgb_row for layer in self.layers], -1]
+        self.first_outputs = [*[layer.first_output for layer in self.layers], -1]
+        unknown = sorted(set(forms or {}) - {layer.name for layer in self.layers})
+        if unknown:
+            names = ", ".join(layer.name for layer in self.layers)
+            raise UsageError(f"forms: there is no layer {unknown[0]!r}; the layers are {names}")
+        self.forms = forms or {}
+
+    @property
+    def _row(self) -> int:
+        return sum(len(weight) for weight, _ in self._affines)
+
+    def _add_affine(self, affine, gain: float) -> int:
+        row = self._row
+        weight, bias = affine.weight.detach().double(), affine.bias.detach().double()
+        self._affines.append((weight * affine.weight_gain * gain, bias * affine.bias_gain * gain))
+        return row
+
+    def _add_layer(self, name: str, layer: SynthesisLayer) -> None:
+        if self.layers and name.endswith("conv1"):
+            self.rows.append(self._row)  # conv0 shares its style input with the toRGB before it
+        row = self._add_affine(layer.affine, 1.0)
+        weight = layer.weight.detach().to(self.compute)
+        scale = 1.0
+        if self.scaled:  # filters of about unit norm: sums of the convolution stay as large as its inputs
+            norm = weight.double().square().sum((1, 2, 3)).mean().sqrt()
+            scale = 2.0 ** -round(math.log2(max(float(norm), 1e-30)))
+        weight = weight * scale
+        self._sumsq.append(weight.square().sum((2, 3)))
+        self.epsilons.append(EPSILON * scale**2)
+        first_output = self.layers[-1].output_slice.stop if self.layers else 0
+        self.layers.append(
+            FrozenLayer(
+                name, layer.resolution, FrozenConvolution(weight, layer.up, self.taps, self.dtype), row, first_output,
+                layer.bias.detach().to(self.compute), layer.noise_const.detach().to(self.compute)[None, None],
+                float(layer.noise_strength.detach()), -1.0 if layer.conv_clamp is None else float(layer.conv_clamp),
+            )
+        )  # fmt: skip
+
+    def _add_torgb(self, torgb: ToRGBLayer) -> None:
+        self.rows.append(self._row)
+        layer = self.layers[-1]
+        layer.rgb_row = self._add_affine(torgb.affine, torgb.weight_gain)
+        layer.rgb_weight = torgb.weight.detach()[:, :, 0, 0].to(self.compute).contiguous()
+        layer.rgb_bias = torgb.bias.detach().to(self.compute)
+        layer.rgb_clamp = -1.0 if torgb.conv_clamp is None else float(torgb.conv_clamp)
+
+    def __call__(self, w_plus: torch.Tensor, noise: list[torch.Tensor | None]) -> torch.Tensor:
+        """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""
+        return _Synthesize.apply(self, w_plus, *noise)
+
+    def form(self, layer: FrozenLayer, x: torch.Tensor) -> Form:
+        """The form of a layer's convolution for this input."""
+        return FORMS.choose(layer.convolution, x, self.forms.get(layer.name))
+
+
+class _Synthesize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, net: FrozenSynthesis, w_plus, *noise):
+        with torch.autocast(w_plus.device.type, enabled=False):
+            image = _Synthesize._forward(ctx, net, w_plus, noise)
+        return image
+
+    @staticmethod
+    def _forward(ctx, net, w_plus, noise):
+        styles = synthesis.styles(w_plus.contiguous(), net.affine_weight, net.affine_bias, net.rows)
+        styles, d, scales = synthesis.demodulation(
+            styles, net.weight_sumsq, net.conv_rows, net.inputs, net.outputs, net.epsilons, net.scaled
+        )
+        x = net.const * styles[:, : net.layers[0].inputs, None, None].to(net.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        image, forms, kept = None, [], []
+        for index, layer in enumerate(net.layers):
+            form = net.form(layer, x)
+            following = net.layers[index + 1] if index + 1 < len(net.layers) else None
+            rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
+            y, x, summed, rgb = synthesis.epilogue(
+                layer.convolution.forward(x, form), d[:, layer.output_slice], noise[index], layer.strength, layer.bias,
+                None if following is None else styles[:, following.row : following.row + following.inputs],
+                rgb_weight, rgb_styles, rgb_bias, None if rgb_weight is None else image, net.taps,
+                synthesis.FORMS[form.forward], SLOPE, GAIN, layer.clamp, layer.rgb_clamp,
+            )  # fmt: skip
+            image = image if rgb_weight is None else summed
+            forms.append(form)
+            kept += [y, rgb]
+        ctx.net, ctx.forms = net, forms
+        ctx.save_for_backward(styles, d, scales, *noise, *kept)
+        return image
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dimage):
+        with torch.autocast(dimage.device.type, enabled=False):
+            return None, *_Synthesize._backward(ctx, dimage)
+
+    @staticmethod
+    def _backward(ctx, dimage):
+        net, count = ctx.net, len(ctx.net.layers)
+        styles, d, scales, *rest = ctx.saved_tensors
+        noise, kept = rest[:count], rest[count:]
+        dimage, unscale = dimage.contiguous(), None
+        if net.scaled:
+            dimage, unscale = synthesis.gradient_scale(dimage)
+        dx, sums, dnoise = None, [None] * (count + 1), [None] * count
+        for index in reversed(range(count)):
+            layer, form = net.layers[index], ctx.forms[index]
+            following = net.layers[index + 1] if index + 1 < count else None
+            rgb_weight, rgb_styles, _ = layer.rgb_operands(styles)
+            du, sums[index], dmap = synthesis.epilogue_backward(
+                dx, None if rgb_weight is None else dimage, kept[2 * index], kept[2 * index + 1],
+                d[:, layer.output_slice], noise[index], layer.strength,
+                None if following is None else styles[:, following.row : following.row + following.inputs],
+                rgb_weight, rgb_styles, net.taps, synthesis.FORMS[form.forward], SLOPE, GAIN, layer.clamp,
+                layer.rgb_clamp, ctx.needs_input_grad[2 + index],
+            )  # fmt: skip
+            kept[2 * index] = None
+            if ctx.needs_input_grad[2 + index]:
+                dmap = dmap if unscale is None else dmap * unscale[:, None, None, None]
+                dnoise[index] = dmap if len(noise[index]) == len(dmap) else dmap.sum(0, keepdim=True)
+            dx = layer.convolution.gradient(du, form)
+            if rgb_weight is not None and index:  # the picture came from the resolution before, doubled
+                dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
+        sums[count] = (dx.to(net.compute) * net.const.to(net.compute)).sum((2, 3))[:, None, None]
+        if not ctx.needs_input_grad[1]:
+            return None, *dnoise
+        dstyles, q = synthesis.style_gradients(
+            sums, d, net.bias, unscale, net.next_rows, net.rgb_rows, net.first_outputs, styles.shape[1]
+        )
+        dstyles = synthesis.demodulation_backward(
+            dstyles, q, styles, scales, net.weight_sumsq, net.conv_rows, net.inputs, net.outputs
+        )
+        return synthesis.styles_backward(dstyles, net.affine_weight, net.rows), *dnoise
