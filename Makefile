@@ -1,6 +1,7 @@
 # make demo    set up (the first time only), then invert a render and a photograph with the embedded generator
 # make test    set up (the first time only), then the tests and ruff; PYTEST_ARGS="-k upfirdn2d" narrows them down
 # make native  build the native library into the source tree for the Python that PYTHON names; nothing else (development)
+# make host    build the CUDA kernels as test modules for the CPU (csrc/host), into build/host; part of make test
 # make format  format the C++ sources, sort imports
 # make clean   remove .venv and everything that was built
 # Needs Python >= 3.10 (PYTHON=python3.12 picks one), a C++ compiler and make; the rest is installed into .venv.
@@ -11,15 +12,17 @@ RUN := $(VENV)/bin/python
 CSRC := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native format clean
+.PHONY: demo test native host format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed $(VENV)/.native
 	$(VENV)/bin/fastinv demo
 
-test: $(VENV)/.installed $(VENV)/.native
+test: $(VENV)/.installed $(VENV)/.native $(VENV)/.host
 	$(RUN) -m pytest $(PYTEST_ARGS)
 	$(RUN) -m ruff check -q .
+
+host: $(VENV)/.host
 
 native:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -47,6 +50,12 @@ ifeq ($(wildcard fastinv/_native.so),)
 endif
 $(VENV)/.native: $(VENV)/.dependencies $(CSRC)
 	$(RUN) setup.py -q build_ext --inplace
+	@touch $@
+
+$(VENV)/.host: $(VENV)/.dependencies $(CSRC)
+	$(VENV)/bin/cmake -S . -B build/host -G Ninja --log-level=WARNING -DFASTINV_HOST=ON \
+	  -DFASTINV_PYTHON="$(CURDIR)/$(RUN)" -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(VENV)/bin/ninja"
+	$(VENV)/bin/cmake --build build/host -- --quiet
 	@touch $@
 
 # Puts the package (as a link to this folder) and the fastinv command into .venv; the library is there already.
