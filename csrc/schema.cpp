@@ -73,6 +73,20 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "synthesis_style_gradients(Tensor[] sums, Tensor d, Tensor bias, Tensor? unscale, int[] next_rows, int[] "
       "rgb_rows, int[] first_outputs, int count) -> (Tensor dstyles, Tensor q)");
   m.def("synthesis_gradient_scale(Tensor dimage) -> (Tensor scaled, Tensor inverse)");
+  // LPIPS around its convolutions: fastinv/ops/perceptual.py has the formulas.
+  m.def(
+      "perceptual_input(Tensor images, float[] scale, float[] offset, int height, int width, int channels, ScalarType "
+      "dtype) -> Tensor");
+  m.def(
+      "perceptual_input_backward(Tensor grad, Tensor grad_value, float[] scale, int height, int width, ScalarType "
+      "dtype) -> Tensor");
+  m.def(
+      "perceptual_stage(Tensor u, Tensor bias, Tensor? head, Tensor? target, Tensor? target_inverse, Tensor? "
+      "pixel_weight, bool pool) -> (Tensor h, Tensor pooled, Tensor inverse, Tensor slope, Tensor partial)");
+  m.def(
+      "perceptual_stage_backward(Tensor h, Tensor inverse, Tensor slope, Tensor head, Tensor target, Tensor "
+      "target_inverse, Tensor? pixel_weight, Tensor grad_value, Tensor? grad_pooled) -> Tensor");
+  m.def("perceptual_sum(Tensor[] partials) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastinv, CompositeExplicitAutograd, m) {
