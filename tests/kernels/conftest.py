@@ -1,7 +1,9 @@
 import pytest
 
+from . import host
 
-@pytest.fixture(params=["forward", "reverse", "random"])
+
+@pytest.fixture(params=host.ORDERS)
 def order(request):
-    """The order of blocks and threads: hand it to module.set_order."""
+    """The order in which blocks and threads take their turns: hand it to module.set_order."""
     return request.param

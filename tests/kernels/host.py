@@ -7,15 +7,18 @@ import pathlib
 import numpy
 import torch
 
-ORDERS = ("forward", "reverse", "random")  # in which blocks and threads take their turns; module.set_order(order, seed=1)
+ORDERS = ("forward", "reverse", "random")  # the turns of blocks and threads, for module.set_order(order, seed=1)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = pathlib.Path(os.environ.get("FASTINV_HOST_DIR") or ROOT / "build" / "host")
 
 
-def load(op, path=None):
-    """The module of csrc/host/bind_<op>.cpp, from build/host or the folder that FASTINV_HOST_DIR names; or from path."""
-    path = pathlib.Path(path or FOLDER / f"_host_{op}.so")
+def load(op):
+    """The module of csrc/host/bind_<op>.cpp.
+
+    It is taken from build/host, or the folder that the environment variable FASTINV_HOST_DIR names. Nothing is built.
+    """
+    path = FOLDER / f"_host_{op}.so"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; build the kernels' test modules with: make host")
     spec = importlib.util.spec_from_file_location(f"_host_{op}", path)
