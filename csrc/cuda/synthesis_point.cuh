@@ -115,20 +115,16 @@ __device__ __forceinline__ void forward_point(const C (&u)[V], C noise, const Fo
   }
 }
 
-// One axis of the upsampling by two: the output at x is taps[0] * in[low] + taps[1] * in[low + 1] of these.
+// One axis of the upsampling by two: the output at x is taps[0] * in[low] + taps[1] * in[low + 1], zero outside.
 template <class C>
 struct UpsampledAxis {
   int low;
   C taps[2];
 };
 template <class C>
-__device__ __forceinline__ UpsampledAxis<C> upsampled_axis(int x, int input_size, const C (&taps)[4]) {
+__device__ __forceinline__ UpsampledAxis<C> upsampled_axis(int x, const C (&taps)[4]) {
   const bool odd = x % 2 != 0;
-  UpsampledAxis<C> axis;
-  axis.low = x / 2 - (odd ? 0 : 1);
-  axis.taps[0] = axis.low < 0 ? C(0) : odd ? taps[1] : taps[0];
-  axis.taps[1] = axis.low + 1 >= input_size ? C(0) : odd ? taps[3] : taps[2];
-  return axis;
+  return {x / 2 - (odd ? 0 : 1), {odd ? taps[1] : taps[0], odd ? taps[3] : taps[2]}};
 }
 
 // Finishes and writes the three colours of pixel (y, x), whose sums over the channels are given: bias, clamp, picture
@@ -139,7 +135,7 @@ __device__ __forceinline__ void write_picture(const SynthesisEpilogueParams& p, 
   const int plane = p.height * p.width, pixel = y * p.width + x;
   const int height = p.height / 2, width = p.width / 2;
   const int64_t first = sample * 3 * plane + pixel;
-  const UpsampledAxis<C> rows = upsampled_axis(y, height, k.taps), columns = upsampled_axis(x, width, k.taps);
+  const UpsampledAxis<C> rows = upsampled_axis(y, k.taps), columns = upsampled_axis(x, k.taps);
 #pragma unroll
   for (int j = 0; j < 3; ++j) {
     C value = clamped(sums[j] + load<1>(static_cast<const C*>(p.rgb_bias) + j).values[0], k.rgb_clamp);
@@ -152,7 +148,6 @@ __device__ __forceinline__ void write_picture(const SynthesisEpilogueParams& p, 
 #pragma unroll
         for (int b = 0; b < 2; ++b) {
           const int row = rows.low + a, column = columns.low + b;
-          // A neighbour outside is not read: it may hold anything, and 0 * infinity is no 0.
           const bool inside = row >= 0 && row < height && column >= 0 && column < width;
           if (inside) total += rows.taps[a] * columns.taps[b] * load<1>(previous + row * width + column).values[0];
         }
