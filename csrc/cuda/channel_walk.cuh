@@ -173,7 +173,7 @@ __device__ __forceinline__ void write_partials(const ChannelWalk& walk, const Th
   if (range.member == 0 && range.active) {
     for (int i = 0; i < values; ++i) {
       const int slot = range.slot + i;
-      partials[range.partial + (slot < walk.period ? slot : slot - walk.period)] = mine[i];
+      store<1>(partials + range.partial + (slot < walk.period ? slot : slot - walk.period), Vec<C, 1>{{mine[i]}});
     }
   }
 }
@@ -203,53 +203,58 @@ __global__ void __launch_bounds__(walk_threads, 3) channel_walk_kernel(ChannelWa
     int64_t channel = range.channel;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      operand[i] = static_cast<C>(from[channel]);
+      operand[i] = static_cast<C>(load<1>(from + channel).values[0]);
       if (walk.columns) channel = channel + 1 == walk.channels ? 0 : channel + 1;
     }
   }
-  for (int at = range.first; at < range.end; at += unroll * range.step) {
-    Vec<T, V> vectors[unroll][inputs];
+  for (int at = range.first; at < range.end;) {
+    if (map.aligned && at >= range.begin && at + V <= range.end) {
+      Vec<T, V> vectors[unroll][inputs];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
-      const int position = at + u * range.step;
-      const bool whole = map.aligned && position >= range.begin && position + V <= range.end;
+      for (int u = 0; u < unroll; ++u) {
+        const int position = at + u * range.step;
+        if (position + V > range.end) break;
 #pragma unroll
-      for (int k = 0; k < inputs; ++k) {
-        const T* from = map.in[k] + range.base + position;
-        if (whole) {
-          vectors[u][k] = load<V>(from);
-        } else {
+        for (int k = 0; k < inputs; ++k) vectors[u][k] = load<V>(map.in[k] + range.base + position);
+      }
 #pragma unroll
-          for (int i = 0; i < V; ++i) {
-            const bool inside = position + i >= range.begin && position + i < range.end;
-            vectors[u][k].values[i] = inside ? from[i] : from_compute<T>(C(0));
-          }
+      for (int u = 0; u < unroll; ++u) {
+        if (at + V > range.end) break;
+        C values[inputs][V], result[V];
+#pragma unroll
+        for (int k = 0; k < inputs; ++k) {
+#pragma unroll
+          for (int i = 0; i < V; ++i) values[k][i] = to_compute(vectors[u][k].values[i]);
         }
-      }
-    }
+        map.apply(values, operand, result);
+        Vec<T, V> rounded;
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
-      const int position = at + u * range.step;
-      if (position >= range.end) break;
-      C values[inputs][V], result[V];
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-#pragma unroll
-        for (int k = 0; k < inputs; ++k) values[k][i] = to_compute(vectors[u][k].values[i]);
-      }
-      map.apply(values, operand, result);
-      const bool whole = map.aligned && position >= range.begin && position + V <= range.end;
-      Vec<T, V> rounded;
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const bool inside = whole || (position + i >= range.begin && position + i < range.end);
-        if (Map::sums && inside) sums[i] += result[i];
-        if (Map::writes) {
-          rounded.values[i] = from_compute<T>(result[i]);
-          if (!whole && inside) map.out[range.base + position + i] = rounded.values[i];
+        for (int i = 0; i < V; ++i) {
+          if (Map::sums) sums[i] += result[i];
+          if (Map::writes) rounded.values[i] = from_compute<T>(result[i]);
         }
+        if (Map::writes) store<V>(map.out + range.base + at, rounded);
+        at += range.step;
       }
-      if (Map::writes && whole) store<V>(map.out + range.base + position, rounded);
+    } else {  // the ends of a run that begins or ends inside a vector, and tensors that do not begin at 16 bytes
+#pragma unroll 1
+      for (int i = 0; i < V; ++i) {
+        const int position = at + i;
+        if (position < range.begin || position >= range.end) continue;
+        C values[inputs][1], result[1], one_operand[1] = {operand[0]};
+#pragma unroll
+        for (int k = 0; k < inputs; ++k)
+          values[k][0] = to_compute(load<1>(map.in[k] + range.base + position).values[0]);
+#pragma unroll
+        for (int j = 1; j < V; ++j) one_operand[0] = j == i ? operand[j] : one_operand[0];  // stays in registers
+        map.apply(values, one_operand, result);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if (Map::sums && j == i) sums[j] += result[0];
+        }
+        if (Map::writes) store<1>(map.out + range.base + position, Vec<T, 1>{{from_compute<T>(result[0])}});
+      }
+      at += range.step;
     }
   }
   if constexpr (Map::sums) {
@@ -274,7 +279,7 @@ __global__ void __launch_bounds__(walk_threads)
     for (int64_t row = member; row < rows; row += members * runs) {
 #pragma unroll
       for (int u = 0; u < runs; ++u) {
-        if (row + u * members < rows) sums[u] += from[(row + u * members) * channels];
+        if (row + u * members < rows) sums[u] += load<1>(from + (row + u * members) * channels).values[0];
       }
     }
   }
@@ -290,7 +295,8 @@ __global__ void __launch_bounds__(walk_threads)
     block_barrier();
   }
   if (member == 0 && channel < channels) {
-    out[sample * channels + channel] = from_compute<Out>(static_cast<compute_t<Out>>(scratch[threadIdx.x]));
+    const Out value = from_compute<Out>(static_cast<compute_t<Out>>(scratch[threadIdx.x]));
+    store<1>(out + sample * channels + channel, Vec<Out, 1>{{value}});
   }
 }
 
