@@ -13,9 +13,9 @@ namespace fastinv::cuda {
 template <class C>
 struct SynthesisConstants {
   C strength, alpha, gain;
-  C clamp, rgb_clamp;  // infinity: none
+  C clamp, rgb_clamp;  // NaN for none: nothing compares to it
   C taps[4];
-  bool clamped, rgb_clamped;
+  bool clamped;
 };
 
 template <class C>
@@ -25,9 +25,8 @@ SynthesisConstants<C> synthesis_constants(const SynthesisLayer& p) {
   k.alpha = static_cast<C>(p.alpha);
   k.gain = static_cast<C>(p.gain);
   k.clamped = p.clamp >= 0;
-  k.rgb_clamped = p.rgb_clamp >= 0;
-  k.clamp = k.clamped ? static_cast<C>(p.clamp) : std::numeric_limits<C>::infinity();
-  k.rgb_clamp = k.rgb_clamped ? static_cast<C>(p.rgb_clamp) : std::numeric_limits<C>::infinity();
+  k.clamp = k.clamped ? static_cast<C>(p.clamp) : std::numeric_limits<C>::quiet_NaN();
+  k.rgb_clamp = p.rgb_clamp >= 0 ? static_cast<C>(p.rgb_clamp) : std::numeric_limits<C>::quiet_NaN();
   for (int i = 0; i < 4; ++i) k.taps[i] = static_cast<C>(p.taps[i]);
   return k;
 }
@@ -90,7 +89,7 @@ __device__ __forceinline__ void load_operands(BackwardChannels<C, V>& channels,
 
 // --- forward
 // ------------------------------------------------------------------------------------------------------------
-// Comparisons keep a NaN, as torch's clamp does.
+// Comparisons keep a NaN, as torch's clamp does, and leave the value alone where the bound is NaN.
 template <class C>
 __device__ __forceinline__ C clamped(C value, C bound) {
   return value > bound ? bound : value < -bound ? -bound : value;
@@ -169,9 +168,9 @@ __device__ __forceinline__ void load_visible(C (&visible)[3], const SynthesisEpi
 #pragma unroll
   for (int j = 0; j < 3; ++j) {
     visible[j] = load<1>(static_cast<const C*>(p.dimage) + first + j * plane).values[0];
-    if (k.rgb_clamped) {
+    if (p.rgb != nullptr) {
       const C rgb = load<1>(static_cast<const C*>(p.rgb) + first + j * plane).values[0];
-      if (!(fabs(rgb) < k.rgb_clamp)) visible[j] = C(0);
+      if (fabs(rgb) >= k.rgb_clamp) visible[j] = C(0);
     }
   }
 }
@@ -197,7 +196,7 @@ __device__ __forceinline__ void backward_point(const Vec<T, V>& dnext, const Vec
       dy += q * channels.rgb_styles[i];
       if constexpr (kSums) sums[1][i] += q * kept;
     }
-    dy = !k.clamped || fabs(kept) < k.clamp ? dy : C(0);
+    dy = fabs(kept) >= k.clamp ? C(0) : dy;
     dv[i] = dy * (kept > C(0) ? k.gain : slope_below);
     if constexpr (kSums) {
       sums[2][i] += dy * kept;
