@@ -8,6 +8,7 @@ import torch
 import fastinv
 from fastinv.checkpoints import network_hash
 from fastinv.errors import FastinvError
+from fastinv.inversion.capture import check_graph
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import frozen
 from fastinv.inversion.progress import Progress
@@ -47,6 +48,7 @@ def invert(
     seed: int = 0,
     callback=None,
     progress: bool = True,
+    graph: str | bool = "auto",
     **options,
 ) -> InversionResult:
     """Find latent codes whose pictures match the given ones.
@@ -65,6 +67,8 @@ def invert(
         callback: called as ``callback(step, losses, images)`` at each of the ``steps + 1`` evaluations, with the
             updates done, {"total": [N], ...} and the pictures [N, 3, R, R]; return True to stop early.
         progress: show a bar on a terminal, or about ten lines elsewhere, on standard error.
+        graph: record a step as a CUDA graph and replay it: "auto" where that works and pays, True as an error where it
+            does not work, False never. ``settings`` of the result say what was done ("captured", "why_eager").
         options: fields of the method class, e.g. ``learning_rate``; see ``help(METHODS[method])``.
 
     Returns:
@@ -83,6 +87,7 @@ def invert(
     target = check_images(images, G.resolution).detach().to(G.w_avg.device, dtype)
     mask = check_masks(masks, len(target), G.resolution)
     mask = None if mask is None else mask.detach().to(target)
+    check_graph(graph, target.device)
 
     with frozen(G):
         frozen_synthesis = G.prepare().synthesis if hasattr(G, "prepare") else G.synthesis
@@ -90,7 +95,7 @@ def invert(
         def synthesis(w_plus, **arguments):
             return frozen_synthesis(w_plus, **arguments).to(dtype)
 
-        task = Task(G, synthesis, target, mask, space, seed, callback)
+        task = Task(G, synthesis, target, mask, space, seed, callback, graph)
         if progress:
             with Progress(method, configured.steps, target) as task.progress:
                 trace = configured.run(task)
@@ -113,6 +118,8 @@ def invert(
         "options": {name: _plain(value) for name, value in vars(configured).items()},
         "steps_done": trace.steps,
         "stopped": trace.stopped,
+        "captured": trace.captured,
+        "why_eager": trace.why_eager,
         "masked": mask is not None,
         "generator": {"sha256": network_hash(G), "resolution": G.resolution},
         **task.facts,

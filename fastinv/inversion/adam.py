@@ -1,14 +1,19 @@
-"""Adam whose rows can be taken apart, for batches that pictures leave.
+"""Adam with its numbers in a table on the device, and rows that can be taken apart, for batches that pictures leave.
 
 ``torch.optim.Adam`` computes the same, but constructing it imports torch's compiler: over a second, longer than a short
 inversion on a GPU.
 """
+
+import functools
 
 import torch
 
 
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1) over named variables, each with its own learning rate.
+
+    What else changes from update to update (learning rate, corrections of the running means) is read from a tensor, so
+    that a recorded update can be replayed: ``coefficients`` makes a table of it, ``step`` takes a row.
 
     Args:
         variables: name -> tensor [N, ...] that requires a gradient; ``step`` changes it in place.
@@ -26,28 +31,48 @@ class Adam:
     ):
         self.variables = variables
         self.rates = learning_rate if isinstance(learning_rate, dict) else dict.fromkeys(variables, learning_rate)
-        self.betas, self.eps, self.steps = betas, eps, 0
+        self.betas, self.eps = betas, eps
         self.mean = {name: torch.zeros_like(value) for name, value in variables.items()}
         self.square = {name: torch.zeros_like(value) for name, value in variables.items()}
 
-    @torch.no_grad()
-    def step(self, gradients: dict[str, torch.Tensor], factor: float = 1.0) -> None:
-        """One update with gradients of the variables' shapes; ``factor`` scales every learning rate."""
-        self.steps += 1
+    def coefficients(self, first: int, factors: list[float]) -> torch.Tensor:
+        """Rows for ``step``, [len(factors), variables + 1], on the CPU.
+
+        Args:
+            first: the updates done before the one that the first row is for.
+            factors: of each update, on every learning rate.
+        """
         beta1, beta2 = self.betas
-        mean_correction, square_correction = 1 - beta1**self.steps, 1 - beta2**self.steps
-        for name, value in self.variables.items():
-            gradient = gradients[name]
+        rows = []
+        for step, factor in enumerate(factors, start=first + 1):
+            mean_correction, square_correction = 1 - beta1**step, 1 - beta2**step
+            # A larger factor than the dtype holds would be an error of torch; as it is, the loss becomes infinite.
+            rates = [
+                -min(factor * self.rates[name] / mean_correction, torch.finfo(value.dtype).max)
+                for name, value in self.variables.items()
+            ]
+            rows.append([*rates, square_correction])
+        dtype = functools.reduce(torch.promote_types, [value.dtype for value in self.variables.values()])
+        return torch.tensor(rows, dtype=dtype).view(len(rows), len(self.variables) + 1)
+
+    @torch.no_grad()
+    def step(self, gradients: tuple[torch.Tensor, ...], coefficients: torch.Tensor) -> None:
+        """One update.
+
+        Args:
+            gradients: in the order and the shapes of the variables.
+            coefficients: the update's row of ``coefficients``, [variables + 1], on the variables' device.
+        """
+        beta1, beta2 = self.betas
+        *rates, square_correction = coefficients.unbind()
+        for (name, value), gradient, rate in zip(self.variables.items(), gradients, rates, strict=True):
             mean = self.mean[name].lerp_(gradient, 1 - beta1)
             square = self.square[name].lerp_(gradient.square(), 1 - beta2)
             scale = (square / square_correction).sqrt_().add_(self.eps)
-            # A larger factor than the dtype holds would be an error of torch; as it is, the loss becomes infinite.
-            rate = min(factor * self.rates[name] / mean_correction, torch.finfo(value.dtype).max)
-            value.addcdiv_(mean, scale, value=-rate)
+            value.addcdiv_(mean * rate, scale)
 
-    def select(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Go on with some rows only, rows [M]; returns the new variables."""
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with some rows only, rows [M]; ``variables`` are new tensors then."""
         self.variables = {name: value.detach()[rows].requires_grad_() for name, value in self.variables.items()}
         self.mean = {name: value[rows] for name, value in self.mean.items()}
         self.square = {name: value[rows] for name, value in self.square.items()}
-        return self.variables

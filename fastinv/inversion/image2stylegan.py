@@ -86,7 +86,7 @@ class Image2StyleGAN:
         return optimize(
             {"w": self._start(task)}, lambda variables: self.render(task, variables), terms,
             steps=self.steps, learning_rate=self.learning_rate, schedule=ramped(self.ramp_up, self.ramp_down),
-            betas=(self.beta1, self.beta2), callback=task.callback, progress=task.progress,
+            betas=(self.beta1, self.beta2), callback=task.callback, progress=task.progress, graph=task.graph,
         )  # fmt: skip
 
     def render(self, task: Task, variables: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from fastinv.inversion.adam import Adam
+from fastinv.inversion.capture import Repeater
 
 CHECK_EVERY = 10  # steps between looks at the losses from the host: each one waits for the device
+PAGE = 1000  # steps whose learning rates and losses lie on the device at a time
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Trace:
         steps: updates done.
         stopped: whether the callback ended it early.
         failed: picture -> updates after which its loss was no longer finite.
+        captured: whether steps were replayed from a recording (a CUDA graph).
+        why_eager: why not all of them were, apart from those before the recording; "" if they were.
     """
 
     variables: dict[str, torch.Tensor]
@@ -53,6 +57,8 @@ class Trace:
     steps: int
     stopped: bool
     failed: dict[int, int] = field(default_factory=dict)
+    captured: bool = False
+    why_eager: str = ""
 
 
 def ramped(up: float, down: float) -> Callable[[int, int], float]:
@@ -103,6 +109,7 @@ def optimize(
     keep: str = "best",
     callback: Callable | None = None,
     progress=None,
+    graph: str | bool = "auto",
 ) -> Trace:
     """Minimise the sum of the terms over the variables with Adam (Kingma and Ba 2015).
 
@@ -110,101 +117,181 @@ def optimize(
     of a batch follows the path it would take alone. A picture whose loss is no longer finite leaves the batch with the
     best values it had; the others go on.
 
+    On a CUDA device the whole step (forward, backward, Adam, bookkeeping) is recorded once, as a CUDA graph, and
+    replayed: the host then only starts it. For that, ``render`` and the terms must do the same work in every step, on
+    tensors that stay where they are, without a look at values from the host. Otherwise the steps run one by one.
+
     Args:
         variables: name -> start value [N, ...]; they are not changed.
         render: variables (the same names, fewer rows once a picture has left) -> images [N, 3, R, R].
         terms: the objective.
         steps: updates; 0 only measures the start. There is one more evaluation than updates, so the last one counts.
         learning_rate: for all variables, or name -> value.
-        schedule: (step, steps) -> factor on every learning rate; None is 1 throughout.
+        schedule: (step, steps) -> factor on every learning rate; None is 1 throughout. It is asked ahead of the steps.
         betas, eps: Adam's.
         keep: "best" keeps, per picture, the values of the lowest total loss; "last" the last finite ones (for methods
             that add noise, where losses of different steps do not compare).
         callback: called as ``callback(step, losses, images)`` at each of the ``steps + 1`` evaluations with the updates
             done so far, {"total": [N], term: [N], ...} and the pictures [N, 3, R, R] (pictures that left: NaN); a true
             return value ends the optimisation.
-        progress: object with ``update(step, total, images)``, or None.
+        progress: object with ``update(step, total, images)``, or None; it must not keep the tensors.
+        graph: "auto" records the step where that works and pays, else ``Trace.why_eager`` says why not; True is an
+            error where it does not work; False never records.
+
+    Raises:
+        UsageError: graph is something else, or it is True and the step cannot be recorded.
     """
-    start = next(iter(variables.values()))
-    count, device = len(start), start.device
+    count, device = len(next(iter(variables.values()))), next(iter(variables.values())).device
     current = {name: value.detach().clone().requires_grad_() for name, value in variables.items()}
     adam = Adam(current, learning_rate, betas, eps)
+
+    def factors(first: int, last: int) -> list[float]:
+        return [1.0 if schedule is None else schedule(step, steps) for step in range(first, min(last, steps))]
+
+    batch = _Batch(render, terms, adam, keep, factors, min(PAGE, steps + 1))
+    repeat = Repeater(batch.step, device, graph, steps)
     names = ["total", *(term.name for term in terms)]
-    rows = torch.arange(count, device=device)  # the pictures still in the batch
-    tracker = _Tracker(current, keep)
     kept = {name: value.detach().clone() for name, value in variables.items()}  # of all pictures
     kept_step = torch.zeros(count, dtype=torch.long, device=device)
-    curves, failed, stopped = [], {}, False
+    history, failed, stopped = [], {}, False
 
     for step in range(steps + 1):
-        with torch.set_grad_enabled(step < steps):
-            images = render(current)
-            values = [term.weight * term.loss(images if term.of == "images" else current) for term in terms]
-            total = torch.stack(values).sum(0)
-            objective = total.sum()
-        tracker.update(step, total.detach(), current)
-        measured = _all_pictures(torch.stack([total, *values], dim=1).detach(), rows, count).T
-        curves.append(measured)
+        if step - batch.first == batch.size:
+            history.append(batch.losses(step, count))
+            batch.turn_page(step)
+        if step < steps:
+            images = repeat()
+        else:
+            with torch.no_grad():
+                images, _ = batch.evaluate()
         if callback is not None or progress is not None:
-            pictures = _all_pictures(images.detach(), rows, count)
+            measured = _all_pictures(batch.curves[step - batch.first].T.clone(), batch.rows, count).T
+            pictures = _all_pictures(images, batch.rows, count)
             if progress is not None:
                 progress.update(step, measured[0], pictures)
-            if callback is not None and callback(step, dict(zip(names, measured, strict=True)), pictures):
-                stopped = step < steps
-                break
-        if step == steps:
-            break
-
-        gradients = torch.autograd.grad(objective, list(current.values()))
-        factor = 1.0 if schedule is None else schedule(step, steps)
-        adam.step(dict(zip(current, gradients, strict=True)), factor)
-
-        if step % CHECK_EVERY == 0 and (bad := tracker.bad_step >= 0).any():
+            if callback is not None:
+                if pictures is repeat.output:  # the next step overwrites it, and a callback may keep what it is given
+                    pictures = pictures.clone()
+                if callback(step, dict(zip(names, measured, strict=True)), pictures):
+                    stopped = step < steps
+                    break
+        if step < steps and step % CHECK_EVERY == 0 and (bad := batch.bad_step >= 0).any():
             if bad.all():
                 break
-            tracker.store(kept, kept_step, failed, rows)
-            good = (~bad).nonzero()[:, 0]
-            rows, terms = rows[good], [term.select(good) for term in terms]
-            tracker.select(good)
-            current = adam.select(good)
+            history.append(batch.losses(step + 1, count))
+            batch.store(kept, kept_step, failed)
+            batch.select((~bad).nonzero()[:, 0])
+            batch.turn_page(step + 1)
+            repeat.restart(steps - step - 1)
 
-    tracker.store(kept, kept_step, failed, rows)
-    history = torch.stack(curves).double().cpu()
-    losses = {name: history[:, index] for index, name in enumerate(names)}
-    return Trace(kept, losses, kept_step.cpu(), len(curves) - 1, stopped, dict(sorted(failed.items())))
+    history.append(batch.losses(step + 1, count))
+    batch.store(kept, kept_step, failed)
+    curves = torch.cat(history)
+    losses = {name: curves[:, index] for index, name in enumerate(names)}
+    failed = dict(sorted(failed.items()))
+    return Trace(kept, losses, kept_step.cpu(), step, stopped, failed, repeat.captured, repeat.why_eager)
 
 
-class _Tracker:
-    """The best values of every picture in the batch. Stays on the device: no step waits for the host."""
+class _Batch:
+    """The pictures that are still optimised, and one step of it.
 
-    def __init__(self, current: dict[str, torch.Tensor], keep: str):
-        start = next(iter(current.values()))
-        self.keep = keep
-        self.best = {name: value.detach().clone() for name, value in current.items()}
-        self.loss = torch.full_like(start.detach().flatten(1)[:, 0], math.inf)
-        self.step = torch.zeros_like(self.loss, dtype=torch.long)
-        self.bad_step = torch.full_like(self.step, -1)
+    What a step reads and writes are tensors on the device that stay where they are (until ``select``), the step's number
+    among them. No Python value differs between two steps, so that one can be recorded and replayed, and no step
+    waits for the host. Learning rates and losses come and go a page at a time.
 
-    def update(self, step: int, total: torch.Tensor, current: dict[str, torch.Tensor]) -> None:
-        """Take over the values of the pictures that got better, and note the first loss that is not finite."""
+    Args:
+        render, terms, keep: as for ``optimize``.
+        adam: with the variables of all pictures.
+        factors: (first, last) -> the learning rates' factors of the steps from first to before last, or the end.
+        size: evaluations on a page.
+
+    Attributes:
+        rows: which of all pictures these are, [N].
+        curves: losses of this page, [size, 1 + terms, N], total first.
+        first: updates that were done when the page began.
+        bad_step: [N], after how many updates the loss was not finite for the first time; -1 if it always was.
+    """
+
+    def __init__(self, render: Callable, terms: list[Term], adam: Adam, keep: str, factors: Callable, size: int):
+        self.render, self.terms, self.adam, self.keep = render, terms, adam, keep
+        self.factors, self.size = factors, size
+        start = next(iter(adam.variables.values()))
+        self.rows = torch.arange(len(start), device=start.device)
+        self.best = {name: value.detach().clone() for name, value in adam.variables.items()}
+        self.best_step = torch.zeros_like(self.rows)
+        self.bad_step = torch.full_like(self.rows, -1)
+        self.lowest, self.curves = None, None  # of the losses' dtype, so they are made when that is known
+        self.clock = torch.zeros(2, dtype=torch.long, device=start.device)
+        self.row, self.done = self.clock[:1], self.clock[1:]  # of the page; of all updates
+        self.coefficients = None
+        self.turn_page(0)
+
+    def turn_page(self, first: int) -> None:
+        """Begin an empty page with the evaluation after ``first`` updates."""
+        self.first = first
+        rows = self.adam.coefficients(first, self.factors(first, first + self.size))
+        if self.coefficients is None:
+            self.coefficients = rows.to(self.clock.device)
+        else:
+            self.coefficients[: len(rows)] = rows.to(self.clock.device)
+        self.clock.copy_(torch.tensor([0, first]))
+
+    def step(self) -> torch.Tensor:
+        """Evaluate, then update the variables; returns the pictures [N, 3, R, R] before the update."""
+        with torch.enable_grad():
+            images, objective = self.evaluate()
+            gradients = torch.autograd.grad(objective, list(self.adam.variables.values()))
+        self.adam.step(gradients, self.coefficients.index_select(0, self.row)[0])
+        self.clock.add_(1)
+        return images
+
+    def evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Render, measure and remember; returns the pictures [N, 3, R, R] and the objective []."""
+        variables = self.adam.variables
+        images = self.render(variables)
+        values = torch.stack(
+            [term.weight * term.loss(images if term.of == "images" else variables) for term in self.terms]
+        )
+        total = values.sum(0)
+        self._remember(total.detach(), values.detach())
+        return images.detach(), total.sum()
+
+    @torch.no_grad()
+    def _remember(self, total: torch.Tensor, values: torch.Tensor) -> None:
+        """Write losses [N] and [terms, N] down; keep the variables of the pictures that got better."""
+        measured = torch.cat([total[None], values])
+        if self.curves is None:
+            self.curves = measured.new_zeros(self.size, *measured.shape)
+        if self.lowest is None:
+            self.lowest = torch.full_like(total, math.inf)
+        self.curves.index_copy_(0, self.row, measured[None])
         finite = total.isfinite()
-        better = finite if self.keep == "last" else total < self.loss
-        self.loss = torch.where(better, total, self.loss)
-        self.step = torch.where(better, step, self.step)
-        self.bad_step = torch.where((self.bad_step < 0) & ~finite, step, self.bad_step)
-        for name, value in current.items():
-            self.best[name] = torch.where(better.view(-1, *[1] * (value.ndim - 1)), value.detach(), self.best[name])
+        better = finite if self.keep == "last" else total < self.lowest
+        torch.where(better, total, self.lowest, out=self.lowest)
+        torch.where(better, self.done, self.best_step, out=self.best_step)
+        torch.where((self.bad_step < 0) & ~finite, self.done, self.bad_step, out=self.bad_step)
+        for name, value in self.adam.variables.items():
+            torch.where(better.view(-1, *[1] * (value.ndim - 1)), value, self.best[name], out=self.best[name])
 
-    def store(self, kept: dict[str, torch.Tensor], kept_step: torch.Tensor, failed: dict, rows: torch.Tensor) -> None:
+    def losses(self, evaluations: int, count: int) -> torch.Tensor:
+        """The page after so many evaluations in all: float64 [rows, 1 + terms, count] on the CPU, NaN for others."""
+        page = self.curves[: evaluations - self.first].to("cpu", torch.float64, copy=True)
+        return _all_pictures(page.movedim(2, 0), self.rows.cpu(), count).movedim(0, 2)
+
+    def store(self, kept: dict[str, torch.Tensor], kept_step: torch.Tensor, failed: dict) -> None:
         """Write what is known into the tables of all pictures."""
         for name, value in self.best.items():
-            kept[name][rows] = value
-        kept_step[rows] = self.step
-        failed |= {row: bad for row, bad in zip(rows.tolist(), self.bad_step.tolist(), strict=True) if bad >= 0}
+            kept[name][self.rows] = value
+        kept_step[self.rows] = self.best_step
+        failed |= {row: bad for row, bad in zip(self.rows.tolist(), self.bad_step.tolist(), strict=True) if bad >= 0}
 
     def select(self, good: torch.Tensor) -> None:
+        """Go on with some of the pictures, good [M], on a new page; all tensors are new ones."""
+        self.rows, self.terms = self.rows[good], [term.select(good) for term in self.terms]
+        self.adam.select(good)
         self.best = {name: value[good] for name, value in self.best.items()}
-        self.loss, self.step, self.bad_step = self.loss[good], self.step[good], self.bad_step[good]
+        self.best_step, self.bad_step, self.lowest = self.best_step[good], self.bad_step[good], self.lowest[good]
+        self.curves = None
 
 
 def _all_pictures(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ class Task:
         mask: soft mask [N, 1, R, R] in [0, 1] like the target, or None.
         space: name of the latent space.
         seed: of everything random.
-        callback, progress: for the loop.
+        callback, graph, progress: for the loop.
         facts: what a method wants to add to the result's settings.
     """
 
@@ -35,6 +35,7 @@ class Task:
     space: str
     seed: int
     callback: Callable | None = None
+    graph: str | bool = "auto"
     progress: Any = None
     facts: dict = field(default_factory=dict)
 
