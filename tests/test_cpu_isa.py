@@ -10,7 +10,8 @@ import pytest
 from fastinv import _ext
 
 TESTS = Path(__file__).parent
-FILES = [f"test_{op}.py" for op in ("upfirdn2d", "bias_act", "conv2d_resample", "modulated_conv2d", "styled_conv")]
+OPS = "upfirdn2d bias_act conv2d_resample modulated_conv2d styled_conv synthesis".split()
+FILES = [f"test_{op}.py" for op in OPS]
 
 
 def run(isa, *arguments):
@@ -31,7 +32,7 @@ def test_the_best_is_in_use():
 @pytest.mark.parametrize("isa", [isa for isa in _ext.cpu_isas() if isa != _ext.cpu_isa()])
 def test_numbers_with_a_lower_instruction_set(isa):
     files = [str(TESTS / name) for name in FILES if (TESTS / name).exists()]
-    result = run(isa, "-k", "golden or precision or odd or walk", *files)
+    result = run(isa, "-k", "golden or precision or odd or walk or agrees", *files)
     assert result.returncode == 0, result.stdout[-3000:]
     code = "from fastinv import _ext; print(_ext.cpu_isa())"
     environment = os.environ | {"FASTINV_CPU_ISA": isa, "PYTHONPATH": str(TESTS.parent)}

@@ -207,8 +207,13 @@ class _Synthesize(torch.autograd.Function):
         return image
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dimage):
+        # Grad mode is on in here exactly when the caller wants to differentiate the gradient (create_graph=True).
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise UsageError(
+                "a prepared generator has first derivatives only; take G.synthesis where the gradient itself is "
+                "differentiated (create_graph=True)"
+            )
         with torch.autocast(dimage.device.type, enabled=False):
             return None, *_Synthesize._backward(ctx, dimage)
 

@@ -395,3 +395,51 @@ def gradient_scale(dimage, impl="auto"):
     if _dispatch.choose("synthesis_gradient_scale", impl, dimage) == "ref":
         return gradient_scale_ref(dimage)
     return torch.ops.fastinv.synthesis_gradient_scale(dimage)
+
+
+def _fake_epilogue(
+    u, d, noise, strength, bias, next_styles, rgb_weight, rgb_styles, rgb_bias, image, taps, form, alpha, gain, clamp,
+    rgb_clamp,
+):  # fmt: skip
+    channels, height, width = epilogue_size(u, form)
+    y = u.new_empty(len(u), channels, height, width).to(memory_format=torch.channels_last)
+    picture = torch.empty(
+        (len(u), 3, height, width), dtype=torch.promote_types(u.dtype, torch.float32), device=u.device
+    )
+    following = u.new_empty([0]) if next_styles is None else torch.empty_like(y)
+    rgb = torch.empty_like(picture) if rgb_weight is not None and rgb_clamp >= 0 else picture.new_empty([0])
+    return y, following, picture.new_empty([0]) if rgb_weight is None else picture, rgb
+
+
+def _fake_epilogue_backward(
+    dnext, dimage, y, rgb, d, noise, strength, next_styles, rgb_weight, rgb_styles, taps, form, alpha, gain, clamp,
+    rgb_clamp, need_noise,
+):  # fmt: skip
+    n, channels, height, width = y.shape
+    sizes = {
+        SAME: (channels, height, width), TRANSPOSED: (channels, height + 1, width + 1),
+        PHASES: (4 * channels, height // 2 + 1, width // 2 + 1), SHUFFLED: (4 * channels, height // 2, width // 2),
+    }  # fmt: skip
+    compute = torch.promote_types(y.dtype, torch.float32)
+    sums = y.new_empty((n, sum_tiles(form, height, width), SUMS, channels), dtype=compute)
+    dnoise = sums.new_empty((n, 1, height, width) if need_noise else [0])
+    return y.new_empty(n, *sizes[form]).to(memory_format=torch.channels_last), sums, dnoise
+
+
+_FAKES = {
+    "epilogue": _fake_epilogue,
+    "epilogue_backward": _fake_epilogue_backward,
+    "styles": lambda w_plus, weight, bias, rows: w_plus.new_empty(len(w_plus), len(weight)),
+    "styles_backward": lambda dstyles, weight, rows: weight.new_empty(len(dstyles), len(rows) - 1, weight.shape[1]),
+    "demodulation": lambda styles, weight_sumsq, rows, inputs, outputs, epsilons, scale: (
+        torch.empty_like(styles), styles.new_empty(len(styles), sum(outputs)), styles.new_empty(len(styles), len(rows)),
+    ),
+    "demodulation_backward": lambda dstyles, *others: torch.empty_like(dstyles),
+    "style_gradients": lambda sums, d, bias, unscale, next_rows, rgb_rows, first_outputs, count: (
+        d.new_empty(len(d), count), torch.empty_like(d),
+    ),
+    "gradient_scale": lambda dimage: (torch.empty_like(dimage), dimage.new_empty(len(dimage))),
+}  # fmt: skip
+for _name, _fake in _FAKES.items():
+    if "synthesis_" + _name in _dispatch.KERNELS:
+        torch.library.register_fake("fastinv::synthesis_" + _name, _fake)
