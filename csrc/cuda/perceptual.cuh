@@ -23,13 +23,13 @@ __device__ __forceinline__ void store_one(T* address, T value) {
   store<1>(address, Vec<T, 1>{{value}});
 }
 
-// The largest power of two that is not above |x|, from the bits of its exponent: 1 where x is 0, subnormal, infinite or
-// NaN.
+// The largest power of two that is not above |x|, from the bits of its exponent: 1 where |x| is below 2^-100, infinite
+// or NaN.
 __device__ __forceinline__ float power_of_two_below(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof(bits));
   bits &= 0x7f800000u;
-  if (bits == 0 || bits == 0x7f800000u) bits = 0x3f800000u;
+  if (bits < 27u << 23 || bits == 0x7f800000u) bits = 0x3f800000u;
   memcpy(&x, &bits, sizeof(bits));
   return x;
 }

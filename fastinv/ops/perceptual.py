@@ -29,8 +29,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def loss_scale(grad_value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The power of two that carries the gradients of float16 features: ``LOSS_SCALE / 2^floor(log2 |grad_value|)``.
 
-    It is found from the exponent's bits, so it is exact. 1 for the other dtypes; 0, subnormal, infinite and NaN
-    gradients count as 1.
+    It is found from the exponent's bits, so it is exact. Gradients below 2^-100, infinite and NaN ones count as 1; the
+    other dtypes have the scale 1.
 
     Args:
         grad_value: [N], float32 or float64: gradients of the distances.
@@ -39,7 +39,7 @@ def loss_scale(grad_value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype != torch.float16:
         return torch.ones_like(grad_value)
     exponent_bits = grad_value.float().contiguous().view(torch.int32) & 0x7F800000
-    odd = (exponent_bits == 0) | (exponent_bits == 0x7F800000)
+    odd = (exponent_bits < 27 << 23) | (exponent_bits == 0x7F800000)
     power = torch.where(odd, 0x3F800000, exponent_bits).view(torch.float32)
     return LOSS_SCALE / power
 
@@ -119,8 +119,8 @@ def perceptual_input_backward(
 
 def perceptual_input_backward_ref(grad, grad_value, scale, size, dtype=None) -> torch.Tensor:
     """`perceptual_input_backward` in plain PyTorch."""
-    x = grad[:, :3].to(compute_dtype(grad.dtype)) * grad.new_tensor(scale, dtype=compute_dtype(grad.dtype)).view(3, 1, 1)
-    x = x / loss_scale(grad_value, grad.dtype).to(x.dtype).view(-1, 1, 1, 1)
+    x = grad[:, :3].to(compute_dtype(grad.dtype))
+    x = x * x.new_tensor(scale).view(3, 1, 1) / loss_scale(grad_value, grad.dtype).to(x.dtype).view(-1, 1, 1, 1)
     (height, width), (rows, columns) = size, grad.shape[2:]
     if height % rows == 0 and width % columns == 0:  # one window a pixel
         x = x.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3) / (
