@@ -1,5 +1,7 @@
 """styled_conv: the composition it stands for, first derivatives, the refusal of a second one, layouts, dtypes."""
 
+import importlib
+
 import conv_contract as contract
 import pytest
 import torch
@@ -102,6 +104,55 @@ def test_kernels(kernel, up):
     actual = contract.value_and_gradients(styled_conv, given, up=up, demodulate=kernel > 1, impl="native")
     for name, value in expected.items():
         assert relative_error(actual[name], value) < 1e-12, name
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """The native op is CUDA's kernel: native passes and torch's convolution, composed in Python."""
+    module = importlib.import_module("fastinv.ops.styled_conv")
+    op = contract.composed_op("styled_conv", module.composed_styled, module._setup_context, module._backward)
+    monkeypatch.setattr(torch.ops.fastinv, "styled_conv", op)
+    monkeypatch.setattr(torch.ops.fastinv, "styled_conv_backward", module.composed_styled_backward)
+
+
+@native
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_composed_activations(act, demodulate, composed):
+    test_activations(act, 1, demodulate)
+
+
+@native
+@pytest.mark.parametrize("noise", ["map", "each"])
+@pytest.mark.parametrize(
+    "options",
+    [{"gain": -0.5, "act": "relu"}, {"clamp": 0.0}, {"clamp": 0.5, "act": "swish"}, {"up": 2, "flip_weight": True}],
+)
+def test_composed_options(options, noise, composed):
+    test_options_and_layouts(options, noise)
+
+
+@native
+@pytest.mark.parametrize("left_out", ["bias", "noise", "noise_strength", "resample_filter"])
+def test_composed_optional_operands(left_out, composed):
+    test_optional_operands(left_out)
+
+
+@native
+@pytest.mark.parametrize("wanted", ["x", "weight", "styles", "bias", "noise", "noise_strength"])
+def test_composed_gradient_alone(wanted, composed):
+    test_each_gradient_alone(wanted)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_composed_precision(dtype, composed):
+    test_precision(dtype, 2, (16, 16), 48, torch.channels_last)
+
+
+@native
+def test_composed_empty_batch(composed):
+    test_empty_batch("native")
 
 
 @native

@@ -36,7 +36,8 @@ def operands(form, n, c, h, w, full=True):
         named |= {
             "d": wide[:, :c].abs() + 0.1, "noise": randn(n, 1, h, w), "strength": 0.7, "bias": randn(c),
             "next_styles": wide[:, c + 1 : 2 * c + 1], "rgb_weight": randn(3, c),
-            "rgb_styles": wide[:, 2 * c + 1 : 3 * c + 1], "rgb_bias": randn(3), "image": randn(n, 3, h // 2, w // 2), "clamp": 1.5, "rgb_clamp": 2.0,
+            "rgb_styles": wide[:, 2 * c + 1 : 3 * c + 1], "rgb_bias": randn(3),
+            "image": randn(n, 3, h // 2, w // 2), "clamp": 1.5, "rgb_clamp": 2.0,
         }  # fmt: skip
     return named
 

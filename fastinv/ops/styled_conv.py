@@ -17,8 +17,9 @@ import torch
 from ..errors import UsageError
 from . import _dispatch, _layout
 from .bias_act import ACTIVATIONS, bias_act_ref
-from .conv2d_resample import autocast_input, native_checks
-from .modulated_conv2d import check_modulated, compute_dtype, modulated_conv2d_ref, noise_maps
+from .conv2d_resample import autocast_input, composed_resample, native_checks, plan, resample_gradients
+from .modulated_conv2d import check_modulated, compute_dtype, demodulation, modulated_conv2d_ref, noise_maps
+from .synthesis import SAME
 
 OP = "styled_conv"
 
@@ -165,6 +166,105 @@ def _fake_backward(
     )
 
 
+def composed_styled(
+    x, weight, styles, bias, noise, noise_strength, f, weight_sumsq, up, demodulate, act, alpha, gain, clamp,
+    flip_weight,
+):  # fmt: skip
+    """The native op, made of native passes and torch's convolution: its kernel on CUDA. Runs on any device."""
+    memory_format = _layout.memory_format(x)
+    ops = torch.ops.fastinv
+    u = ops.modulated_conv2d_scale(x, styles)
+    u = composed_resample(u, weight, f, up, 1, _paddings(weight), 1, flip_weight, False)
+    d = demodulation(weight, styles, weight_sumsq) if demodulate else styles.new_empty([0])
+    noise = noise if noise is None or noise_strength is None else noise * noise_strength
+    if _keeps_u(act, gain):
+        v = _before_activation(u, d if demodulate else None, noise)
+        b = None if bias is None else bias.to(v.dtype)
+        y = ops.bias_act(v, b, 0 if b is None else 1, act, alpha, gain, clamp)
+        return y.contiguous(memory_format=memory_format), d, u
+    y, *_ = ops.synthesis_epilogue(
+        u, d if demodulate else None, noise, 1.0, bias, None, None, None, None, None, [], SAME, _slope(act, alpha),
+        gain, clamp, -1.0,
+    )  # fmt: skip
+    return y.contiguous(memory_format=memory_format), d, u.new_empty([0])
+
+
+def _paddings(weight) -> list[int]:
+    x, y = _padding(weight)
+    return [x, x, y, y]
+
+
+def _slope(act: int, alpha: float) -> float:
+    """The slope below zero of linear, relu and lrelu."""
+    return (1.0, 0.0, alpha)[act]
+
+
+def _before_activation(u, d, noise):
+    v = u if d is None else torch.ops.fastinv.modulated_conv2d_scale(u, d)
+    return v if noise is None else (v + noise).to(u.dtype)
+
+
+def composed_styled_backward(
+    dy, saved, x, weight, styles, d, bias, noise, noise_strength, f, weight_sumsq, up, demodulate, act, alpha, gain,
+    clamp, flip_weight, need_x, need_weight, need_styles, need_bias, need_noise, need_strength,
+):  # fmt: skip
+    """The native backward op, composed like `composed_styled`."""
+    ops, compute = torch.ops.fastinv, styles.dtype
+    scaled_noise = noise if noise is None or noise_strength is None else noise * noise_strength
+    coefficient = d if demodulate else None
+    if _keeps_u(act, gain):
+        v = _before_activation(saved, coefficient, scaled_noise)
+        b = None if bias is None else bias.to(v.dtype)
+        if act > ACTIVATIONS["lrelu"].code:
+            dv, _ = ops.bias_act_backward(dy, v, b, 0 if b is None else 1, act, alpha, gain, clamp, False)
+        else:  # the gain is not positive: the output does not tell the sign of its input
+            v = v if b is None else v + b[:, None, None]
+            slope = torch.full_like(v, gain).where(v > 0, gain * _slope(act, alpha))
+            dv = dy * slope if clamp < 0 else torch.where((v * slope).abs() < clamp, dy * slope, 0.0)
+        du = dv if coefficient is None else ops.modulated_conv2d_scale(dv, d)
+        dd = ops.modulated_conv2d_dot(dv, saved)
+        wide = dv.to(compute)
+        dbias, dmap = wide.sum((0, 2, 3)), wide.sum(1, keepdim=True)
+    else:
+        du, sums, dmap = ops.synthesis_epilogue_backward(
+            dy.contiguous(memory_format=torch.channels_last), None, saved, None, coefficient, scaled_noise, 1.0, None,
+            None, None, [], SAME, _slope(act, alpha), gain, clamp, -1.0, need_noise or need_strength,
+        )  # fmt: skip
+        sums = sums.double().sum(1)
+        dbias, dd = sums[:, 4].sum(0).to(compute), sums[:, 2] - sums[:, 3]
+        if demodulate:
+            dd = ((dd if bias is None else dd - bias * sums[:, 4]) / d).to(compute)
+
+    nothing = [x.new_empty([0]) for _ in range(6)]
+    steps = plan(f, weight.shape[2:], up, 1, _paddings(weight))
+    modulated = ops.modulated_conv2d_scale(x, styles) if need_weight else x
+    du = du.contiguous(memory_format=_layout.memory_format(x))
+    dmodulated, dweight = resample_gradients(
+        du, modulated, weight.to(x.dtype), f, steps, 1, flip_weight, False, need_x or need_styles, need_weight
+    )
+    dstyles = ops.modulated_conv2d_dot(dmodulated, x) if need_styles else None
+    if demodulate and (need_styles or need_weight):
+        q = dd * d.pow(3)
+        if need_styles:
+            sumsq = weight.to(compute).square().sum((2, 3)) if weight_sumsq is None else weight_sumsq
+            dstyles = dstyles - styles * (q @ sumsq)
+        if need_weight:
+            dweight = dweight - weight * (q.t() @ styles.square())[:, :, None, None]
+    gradients = [
+        ops.modulated_conv2d_scale(dmodulated, styles) if need_x else None,
+        dweight.to(weight.dtype).contiguous() if need_weight else None,
+        dstyles,
+        dbias if need_bias else None,
+        None,
+        None,
+    ]
+    if noise is not None and (need_noise or need_strength):
+        dmap = dmap if len(noise) == len(x) else dmap.sum(0, keepdim=True)
+        gradients[4] = dmap * (1.0 if noise_strength is None else noise_strength) if need_noise else None
+        gradients[5] = (dmap * noise).sum() if need_strength else None
+    return tuple(empty if gradient is None else gradient for gradient, empty in zip(gradients, nothing, strict=True))
+
+
 def _no_second_derivative(ctx, *gradients):
     raise UsageError(
         f"{OP}: the native op has no second derivative; use modulated_conv2d and bias_act, or {OP} with impl='ref'"
@@ -176,3 +276,9 @@ if OP in _dispatch.KERNELS:
     torch.library.register_fake("fastinv::styled_conv_backward", _fake_backward)
     torch.library.register_autograd("fastinv::styled_conv", _backward, setup_context=_setup_context)
     torch.library.register_autograd("fastinv::styled_conv_backward", _no_second_derivative)
+    _parts = (
+        "upfirdn2d", "bias_act", "bias_act_backward", "modulated_conv2d_scale", "modulated_conv2d_dot",
+        "synthesis_epilogue", "synthesis_epilogue_backward",
+    )  # fmt: skip
+    _dispatch.register_composed(OP, "cuda", composed_styled, *_parts)
+    _dispatch.register_composed(OP + "_backward", "cuda", composed_styled_backward, *_parts)
