@@ -16,6 +16,24 @@ def function_of(op: str, impl: str):
     return lambda *args, **kwargs: getattr(ops, op)(*args, **kwargs, impl=impl)
 
 
+def composed_op(name: str, kernel, setup_context, backward):
+    """An op with the schema and autograd of fastinv::<name> whose CPU kernel is `kernel`.
+
+    CUDA's Python kernels are held to the tests of the native op this way.
+    """
+    schema = str(getattr(torch.ops.fastinv, name).default._schema).removeprefix("fastinv::")
+    if name not in _composed:
+        library = _composed[name] = torch.library.Library("fastinv_composed", "FRAGMENT")
+        library.define(schema)
+        library.impl(name, kernel, "CPU")
+        full_name = f"fastinv_composed::{name}"
+        torch.library.register_autograd(full_name, backward, setup_context=setup_context, lib=library)
+    return getattr(torch.ops.fastinv_composed, name)
+
+
+_composed = {}  # libraries, which torch forgets when they are collected
+
+
 def value_and_gradients(function, inputs: dict, dy=None, **options) -> dict[str, torch.Tensor]:
     """The result under "y" and the gradient of each input that is a floating tensor other than the filter."""
     leaves = {

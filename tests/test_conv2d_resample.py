@@ -1,5 +1,7 @@
 """conv2d_resample: golden numbers, derivatives, layouts, dtypes, refusals."""
 
+import importlib
+
 import conv_contract as contract
 import pytest
 import torch
@@ -84,6 +86,32 @@ def test_derivatives(arguments, kernel):
 
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """The native op is CUDA's kernel: native FIRs and torch's convolution, composed in Python."""
+    module = importlib.import_module("fastinv.ops.conv2d_resample")
+    op = contract.composed_op("conv2d_resample", module.composed_resample, module._setup_context, module._backward)
+    monkeypatch.setattr(torch.ops.fastinv, "conv2d_resample", op)
+
+
+@native
+@pytest.mark.parametrize(("arguments", "kernel"), CASES)
+def test_composed_is_reference(arguments, kernel, composed):
+    test_native_is_reference(arguments, kernel)
+
+
+@native
+@pytest.mark.parametrize(("arguments", "kernel"), [CASES[2], CASES[4], CASES[6]])
+def test_composed_derivatives(arguments, kernel, composed):
+    test_derivatives(arguments, kernel)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_composed_precision(dtype, composed):
+    test_precision(dtype, 2)
 
 
 @native

@@ -1,5 +1,7 @@
 """modulated_conv2d: golden numbers, derivatives, layouts, dtypes, instruction sets, refusals."""
 
+import importlib
+
 import conv_contract as contract
 import pytest
 import torch
@@ -77,6 +79,38 @@ def test_derivatives(arguments):
 
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """The native op is CUDA's kernel: native passes and torch's convolution, composed in Python."""
+    module = importlib.import_module("fastinv.ops.modulated_conv2d")
+    op = contract.composed_op("modulated_conv2d", module.composed_modulated, module._setup_context, module._backward)
+    monkeypatch.setattr(torch.ops.fastinv, "modulated_conv2d", op)
+
+
+@native
+@pytest.mark.parametrize("noise", ["none", "map", "shared", "each", "full"])
+@pytest.mark.parametrize("arguments", CASES)
+def test_composed_is_reference(arguments, noise, composed):
+    test_native_is_reference(arguments, noise)
+
+
+@native
+@pytest.mark.parametrize("arguments", CASES)
+def test_composed_derivatives(arguments, composed):
+    test_derivatives(arguments)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_composed_precision(dtype, composed):
+    test_precision(dtype, CASES[1])
+
+
+@native
+def test_composed_takes_a_precomputed_sum_of_squares(composed):
+    test_precomputed_sum_of_squares("native")
 
 
 @native

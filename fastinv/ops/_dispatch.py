@@ -1,5 +1,7 @@
 """Chooses between the native kernels and the plain torch reference of an op, and remembers why."""
 
+from collections.abc import Callable
+
 import torch
 
 from .. import _ext
@@ -26,7 +28,7 @@ def _registered_kernels() -> dict[str, frozenset[str]]:
     }
 
 
-# Looked up once, here: the library never changes after it was loaded, and torch.compile cannot trace the look-up.
+# Looked up once, here, since torch.compile cannot trace the look-up; only register_composed adds to it.
 KERNELS = _registered_kernels() if _ext.available() else {}
 _obstacles: dict[tuple[str, str, torch.dtype], str] = {}
 
@@ -34,6 +36,17 @@ _obstacles: dict[tuple[str, str, torch.dtype], str] = {}
 def kernels_of(op: str) -> list[str]:
     """The native ops that `op` needs: its own name and those that start with it (bias_act, bias_act_backward, ...)."""
     return sorted(name for name in KERNELS if name == op or name.startswith(op + "_"))
+
+
+def register_composed(op: str, device_type: str, kernel: Callable, *parts: str) -> None:
+    """Register a Python kernel of the native `op` that is made of others, if those, `parts`, have a kernel there.
+
+    Fake kernel and autograd of the op stay as they are. Does nothing where the op has a kernel already.
+    """
+    if device_type in KERNELS.get(op, (device_type,)) or not all(device_type in KERNELS.get(p, ()) for p in parts):
+        return
+    torch.library.impl(f"fastinv::{op}", device_type, kernel)
+    KERNELS[op] = KERNELS[op] | {device_type}
 
 
 def _find_obstacle(op: str, device_type: str, dtype: torch.dtype) -> str:

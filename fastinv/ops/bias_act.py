@@ -85,10 +85,7 @@ def bias_act(
     _check(x, b, dim, act, clamp)
     spec = ACTIVATIONS[act]
     negative_slope = act == "lrelu" and alpha is not None and alpha < 0
-    needs_gradient = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
-    no_backward = _dispatch.obstacle("bias_act_backward", x.device.type, x.dtype) if needs_gradient else ""
-    checks = (not negative_slope, "alpha of lrelu is negative"), (not no_backward, no_backward)
-    how = _dispatch.choose("bias_act", impl, x, *checks)
+    how = _dispatch.choose("bias_act", impl, x, (not negative_slope, "alpha of lrelu is negative"))
     if how == "ref":
         return bias_act_ref(x, b, dim, act, alpha, gain, clamp)
     alpha = spec.alpha if alpha is None else float(alpha)

@@ -134,6 +134,22 @@ def _swap_channels(w, groups: int) -> torch.Tensor:
     return w.reshape(groups * columns, rows // groups, *kernel)
 
 
+def composed_resample(x, w, f, up, down, padding, groups, flip_weight, flip_filter) -> torch.Tensor:
+    """The native op, made of native FIRs and torch's convolution: its kernel on CUDA. Runs on any device."""
+    memory_format = _layout.memory_format(x)
+    steps = plan(f, w.shape[2:], up, down, padding)
+    x = x.contiguous(memory_format=memory_format)
+    for fir in steps.before:
+        x = _fir(x, f if fir.filtered else None, fir.up, fir.down, fir.padding, flip_filter, fir.gain)
+    x = torch.ops.aten.convolution(
+        x, torch_weight(w.to(x.dtype), steps, groups, flip_weight), None, [steps.stride] * 2, list(steps.crop), [1, 1],
+        steps.transposed, [0, 0], groups,
+    ).contiguous(memory_format=memory_format)  # fmt: skip
+    for fir in steps.after:
+        x = _fir(x, f if fir.filtered else None, fir.up, fir.down, fir.padding, flip_filter, fir.gain)
+    return x.contiguous(memory_format=memory_format)
+
+
 def resample_gradients(dy, x, w, f, steps: Plan, groups, flip_weight, flip_filter, need_x=True, need_w=True):
     """Gradients of the native op with respect to x and w (None where not needed), made of differentiable ops."""
     if not need_x and not need_w:
@@ -261,6 +277,7 @@ def _backward(ctx, dy):
     return dx, dw, *[None] * 7
 
 
-if "conv2d_resample" in _dispatch.KERNELS:  # not so without the library, or with an older build of it
+if OP in _dispatch.KERNELS:  # not so without the library, or with an older build of it
     torch.library.register_fake("fastinv::conv2d_resample", _fake)
     torch.library.register_autograd("fastinv::conv2d_resample", _backward, setup_context=_setup_context)
+    _dispatch.register_composed(OP, "cuda", composed_resample, "upfirdn2d")

@@ -18,6 +18,7 @@ from . import _dispatch, _layout
 from .conv2d_resample import (
     autocast_input,
     check_conv,
+    composed_resample,
     conv2d_resample_ref,
     native_checks,
     output_shape,
@@ -82,6 +83,19 @@ def modulated_conv2d_ref(
         return y if noise is None else y + noise.to(y.dtype)
     d = demodulation(weight, styles, weight_sumsq).to(y.dtype)[:, :, None, None]
     return y * d if noise is None else torch.addcmul(noise.to(y.dtype), y, d)
+
+
+def composed_modulated(
+    x, weight, styles, noise, resample_filter, weight_sumsq, up, down, padding, demodulate, flip_weight
+) -> torch.Tensor:
+    """The native op, made of native scalings and `composed_resample`: its kernel on CUDA. On any device."""
+    scale = torch.ops.fastinv.modulated_conv2d_scale
+    y = scale(x, styles)
+    y = composed_resample(y, weight, resample_filter, up, down, padding, 1, flip_weight, False)
+    if demodulate:
+        y = scale(y, demodulation(weight, styles, weight_sumsq))
+    y = y if noise is None else y.add_(noise)
+    return y.contiguous(memory_format=_layout.memory_format(x))
 
 
 def demodulation(weight, styles, weight_sumsq=None) -> torch.Tensor:
@@ -202,3 +216,4 @@ if OP in _dispatch.KERNELS:
         "fastinv::modulated_conv2d_scale", _backward_scale, setup_context=_setup_context_pair
     )
     torch.library.register_autograd("fastinv::modulated_conv2d_dot", _backward_dot, setup_context=_setup_context_pair)
+    _dispatch.register_composed(OP, "cuda", composed_modulated, "upfirdn2d", OP + "_scale", OP + "_dot")
