@@ -87,6 +87,13 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "perceptual_stage_backward(Tensor h, Tensor inverse, Tensor slope, Tensor head, Tensor target, Tensor "
       "target_inverse, Tensor? pixel_weight, Tensor grad_value, Tensor? grad_pooled) -> Tensor");
   m.def("perceptual_sum(Tensor[] partials) -> Tensor");
+  // The end of an optimisation step, in place: fastinv/ops/adam.py. CUDA only; the CPU takes the reference.
+  m.def(
+      "adam_record(Tensor total, Tensor values, Tensor(a!) clock, Tensor(b!) curves, Tensor(c!) lowest, Tensor(d!) "
+      "best_step, Tensor(e!) bad_step, Tensor(f!) better, bool last) -> ()");
+  m.def(
+      "adam_step(Tensor(a!) variable, Tensor gradient, Tensor(b!) mean, Tensor(c!) square, Tensor(d!) best, Tensor "
+      "better, Tensor coefficients, Tensor clock, int column, float beta1, float beta2, float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastinv, CompositeExplicitAutograd, m) {

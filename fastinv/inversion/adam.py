@@ -8,12 +8,14 @@ import functools
 
 import torch
 
+from fastinv.ops.adam import adam_step
+
 
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1) over named variables, each with its own learning rate.
 
     What else changes from update to update (learning rate, corrections of the running means) is read from a tensor, so
-    that a recorded update can be replayed: ``coefficients`` makes a table of it, ``step`` takes a row.
+    that a recorded update can be replayed: ``coefficients`` makes a table of it for ``step``.
 
     Args:
         variables: name -> tensor [N, ...] that requires a gradient; ``step`` changes it in place.
@@ -56,20 +58,26 @@ class Adam:
         return torch.tensor(rows, dtype=dtype).view(len(rows), len(self.variables) + 1)
 
     @torch.no_grad()
-    def step(self, gradients: tuple[torch.Tensor, ...], coefficients: torch.Tensor) -> None:
-        """One update.
+    def step(
+        self,
+        gradients: tuple[torch.Tensor, ...],
+        coefficients: torch.Tensor,
+        clock: torch.Tensor,
+        best: dict[str, torch.Tensor],
+        better: torch.Tensor,
+    ) -> None:
+        """One update of all variables.
 
         Args:
             gradients: in the order and the shapes of the variables.
-            coefficients: the update's row of ``coefficients``, [variables + 1], on the variables' device.
+            coefficients: the table, on the variables' device; ``clock[0]`` is the row to take.
+            best: name -> tensor that takes over the rows of ``better`` [N] before the update.
         """
-        beta1, beta2 = self.betas
-        *rates, square_correction = coefficients.unbind()
-        for (name, value), gradient, rate in zip(self.variables.items(), gradients, rates, strict=True):
-            mean = self.mean[name].lerp_(gradient, 1 - beta1)
-            square = self.square[name].lerp_(gradient.square(), 1 - beta2)
-            scale = (square / square_correction).sqrt_().add_(self.eps)
-            value.addcdiv_(mean * rate, scale)
+        for column, (name, value) in enumerate(self.variables.items()):
+            adam_step(
+                value, gradients[column], self.mean[name], self.square[name], best[name], better,
+                coefficients, clock, column, self.betas, self.eps,
+            )  # fmt: skip
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with some rows only, rows [M]; ``variables`` are new tensors then."""

@@ -9,6 +9,7 @@ import torch
 
 from fastinv.inversion.adam import Adam
 from fastinv.inversion.capture import Repeater
+from fastinv.ops.adam import adam_record
 
 CHECK_EVERY = 10  # steps between looks at the losses from the host: each one waits for the device
 PAGE = 1000  # steps whose learning rates and losses lie on the device at a time
@@ -29,6 +30,11 @@ class Term:
     loss: Callable
     weight: float = 1.0
     of: str = "images"
+
+    def __call__(self, images_or_variables) -> torch.Tensor:
+        """Weighted loss of each picture, [N]."""
+        value = self.loss(images_or_variables)
+        return value if self.weight == 1 else self.weight * value
 
     def select(self, rows: torch.Tensor) -> "Term":
         loss = self.loss.select(rows) if hasattr(self.loss, "select") else self.loss
@@ -162,8 +168,7 @@ def optimize(
         if step < steps:
             images = repeat()
         else:
-            with torch.no_grad():
-                images, _ = batch.evaluate()
+            images = batch.finish()
         if callback is not None or progress is not None:
             measured = _all_pictures(batch.curves[step - batch.first].T.clone(), batch.rows, count).T
             pictures = _all_pictures(images, batch.rows, count)
@@ -195,9 +200,9 @@ def optimize(
 class _Batch:
     """The pictures that are still optimised, and one step of it.
 
-    What a step reads and writes are tensors on the device that stay where they are (until ``select``), the step's number
-    among them. No Python value differs between two steps, so that one can be recorded and replayed, and no step
-    waits for the host. Learning rates and losses come and go a page at a time.
+    What a step reads and writes are tensors on the device that stay where they are (until ``select``), its own number
+    among them. No Python value differs between two steps, so that one can be recorded and replayed, and no step waits
+    for the host. Learning rates and losses come and go a page at a time.
 
     Args:
         render, terms, keep: as for ``optimize``.
@@ -220,9 +225,9 @@ class _Batch:
         self.best = {name: value.detach().clone() for name, value in adam.variables.items()}
         self.best_step = torch.zeros_like(self.rows)
         self.bad_step = torch.full_like(self.rows, -1)
-        self.lowest, self.curves = None, None  # of the losses' dtype, so they are made when that is known
-        self.clock = torch.zeros(2, dtype=torch.long, device=start.device)
-        self.row, self.done = self.clock[:1], self.clock[1:]  # of the page; of all updates
+        self.lowest, self.curves = None, None
+        self.better = torch.zeros_like(self.rows, dtype=torch.bool)
+        self.clock = self.rows.new_zeros(2)  # the row of the page; all updates done
         self.coefficients = None
         self.turn_page(0)
 
@@ -234,44 +239,41 @@ class _Batch:
             self.coefficients = rows.to(self.clock.device)
         else:
             self.coefficients[: len(rows)] = rows.to(self.clock.device)
-        self.clock.copy_(torch.tensor([0, first]))
+        self.clock.copy_(torch.tensor([-1, first - 1]))  # an evaluation begins by advancing it
 
     def step(self) -> torch.Tensor:
         """Evaluate, then update the variables; returns the pictures [N, 3, R, R] before the update."""
         with torch.enable_grad():
-            images, objective = self.evaluate()
-            gradients = torch.autograd.grad(objective, list(self.adam.variables.values()))
-        self.adam.step(gradients, self.coefficients.index_select(0, self.row)[0])
-        self.clock.add_(1)
+            images, total = self._evaluate()
+            gradients = torch.autograd.grad(total, list(self.adam.variables.values()), self.ones)
+        self.adam.step(gradients, self.coefficients, self.clock, self.best, self.better)
         return images
 
-    def evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Render, measure and remember; returns the pictures [N, 3, R, R] and the objective []."""
+    @torch.no_grad()
+    def finish(self) -> torch.Tensor:
+        """Evaluate what the last step made; returns the pictures [N, 3, R, R]."""
+        images, _ = self._evaluate()
+        for name, value in self.adam.variables.items():
+            torch.where(self.better.view(-1, *[1] * (value.ndim - 1)), value, self.best[name], out=self.best[name])
+        return images
+
+    def _evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Render, measure and note the losses; returns the pictures [N, 3, R, R] and the total losses [N]."""
         variables = self.adam.variables
         images = self.render(variables)
-        values = torch.stack(
-            [term.weight * term.loss(images if term.of == "images" else variables) for term in self.terms]
-        )
+        values = [term(images if term.of == "images" else variables) for term in self.terms]
+        values = torch.stack(values)
         total = values.sum(0)
-        self._remember(total.detach(), values.detach())
-        return images.detach(), total.sum()
-
-    @torch.no_grad()
-    def _remember(self, total: torch.Tensor, values: torch.Tensor) -> None:
-        """Write losses [N] and [terms, N] down; keep the variables of the pictures that got better."""
-        measured = torch.cat([total[None], values])
-        if self.curves is None:
-            self.curves = measured.new_zeros(self.size, *measured.shape)
-        if self.lowest is None:
-            self.lowest = torch.full_like(total, math.inf)
-        self.curves.index_copy_(0, self.row, measured[None])
-        finite = total.isfinite()
-        better = finite if self.keep == "last" else total < self.lowest
-        torch.where(better, total, self.lowest, out=self.lowest)
-        torch.where(better, self.done, self.best_step, out=self.best_step)
-        torch.where((self.bad_step < 0) & ~finite, self.done, self.bad_step, out=self.bad_step)
-        for name, value in self.adam.variables.items():
-            torch.where(better.view(-1, *[1] * (value.ndim - 1)), value, self.best[name], out=self.best[name])
+        if self.curves is None:  # only now the losses' dtype is known
+            self.curves = values.new_zeros(self.size, 1 + len(values), len(total), requires_grad=False)
+            self.ones = torch.ones_like(total, requires_grad=False)
+            if self.lowest is None:
+                self.lowest = torch.full_like(self.ones, math.inf)
+        adam_record(
+            total.detach(), values.detach(), self.clock, self.curves, self.lowest, self.best_step, self.bad_step,
+            self.better, self.keep == "last",
+        )  # fmt: skip
+        return images.detach(), total
 
     def losses(self, evaluations: int, count: int) -> torch.Tensor:
         """The page after so many evaluations in all: float64 [rows, 1 + terms, count] on the CPU, NaN for others."""
@@ -291,7 +293,7 @@ class _Batch:
         self.adam.select(good)
         self.best = {name: value[good] for name, value in self.best.items()}
         self.best_step, self.bad_step, self.lowest = self.best_step[good], self.bad_step[good], self.lowest[good]
-        self.curves = None
+        self.better, self.curves = self.better[good], None
 
 
 def _all_pictures(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
