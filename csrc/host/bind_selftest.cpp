@@ -77,6 +77,7 @@ PYBIND11_MODULE(FASTINV_HOST_MODULE, m) {
   m.def("double_out_of_bounds_plain_read", &double_typed<Mutation::out_of_bounds_plain_read, float, 4>);
   m.def("double_out_of_bounds_write", &double_typed<Mutation::out_of_bounds_write, float, 4>);
   m.def("double_misaligned_access", &double_typed<Mutation::misaligned_access, float, 4>);
+  m.def("double_misaligned_plain_read", &double_typed<Mutation::misaligned_plain_read, float, 4>);
   m.def("double_write_race", &double_typed<Mutation::write_race, float, 4>);
   m.def("double_plain_write_race", &double_typed<Mutation::plain_write_race, float, 1>);
   m.def("double_read_of_written", &double_typed<Mutation::read_of_written, float, 4>);

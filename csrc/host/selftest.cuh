@@ -17,6 +17,7 @@ enum class Mutation {
   out_of_bounds_plain_read,
   out_of_bounds_write,
   misaligned_access,
+  misaligned_plain_read,
   write_race,
   plain_write_race,
   read_of_written,
@@ -48,8 +49,11 @@ __global__ void __launch_bounds__(64) double_kernel(const T* x, T* y, int count)
   const int first = (blockIdx.x * blockDim.x + threadIdx.x) * V;
   Vec<T, V> values;
   if (mutation == Mutation::out_of_bounds_read) values = load<V>(x + first);
-  if (mutation == Mutation::out_of_bounds_plain_read) values.values[0] = x[first];  // the value is not used
-  if (mutation == Mutation::out_of_bounds_plain_read && to_compute(values.values[0]) == -1) return;
+  if (mutation == Mutation::out_of_bounds_plain_read && to_compute(x[first]) == -1) return;
+  if (mutation == Mutation::misaligned_plain_read && first >= V && first < count) {
+    values = *reinterpret_cast<const Vec<T, V>*>(x + first - 1);
+    if (to_compute(values.values[0]) == -1) return;
+  }
   if (mutation != Mutation::out_of_bounds_write && first >= count) return;
   values = load<V>(x + first % count + (mutation == Mutation::misaligned_access && first + V < count ? 1 : 0));
   for (int i = 0; i < V; ++i) values.values[i] = from_compute<T>(2 * to_compute(values.values[i]));

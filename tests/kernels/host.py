@@ -11,6 +11,7 @@ ORDERS = ("forward", "reverse", "random")  # the turns of blocks and threads, fo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = pathlib.Path(os.environ.get("FASTINV_HOST_DIR") or ROOT / "build" / "host")
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # .ci/run: the modules of build/host-sanitized
 
 
 def load(op):

@@ -46,3 +46,30 @@ def test_mutation_is_noticed(check, mutation, expected):
         check(unbroken)  # a launch that failed leaves nothing behind
     assert notices, f"no order noticed {mutation}"
     assert any(re.search(expected, notice) for notice in notices), notices
+
+
+@pytest.mark.skipif(not host.SANITIZED, reason="needs the sanitizers' build; .ci/run runs it")
+@pytest.mark.parametrize(
+    "mutation, expected",
+    [
+        ("double_out_of_bounds_plain_read", "AddressSanitizer: heap-buffer-overflow"),
+        ("double_misaligned_plain_read", "misaligned address"),
+    ],
+)
+def test_sanitizers_notice(mutation, expected, run_python):
+    """A plain read p[i] passes by the simulator's checks; the sanitizers end the process, and name the line."""
+    code = """
+import sys, numpy
+sys.path.insert(0, sys.argv[1])
+from kernels import host
+x = numpy.ones(200, numpy.float32)
+kernel = getattr(host.load("selftest"), sys.argv[2])
+kernel(x, numpy.empty_like(x))
+print("survived")
+"""
+    tests = str(host.ROOT / "tests")
+    unbroken = run_python(code, tests, "double", FASTINV_HOST_DIR=str(host.FOLDER))
+    assert "survived" in unbroken.stdout, unbroken.stderr
+    broken = run_python(code, tests, mutation, FASTINV_HOST_DIR=str(host.FOLDER))
+    assert broken.returncode != 0 and "survived" not in broken.stdout
+    assert expected in broken.stderr and "selftest.cuh" in broken.stderr
