@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    gpu_tests = [item for item in items if "gpu" in item.keywords]
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]  # not keywords: tests/gpu is one, too
     if gpu_tests:
         import torch
 

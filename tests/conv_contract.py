@@ -50,10 +50,10 @@ def value_and_gradients(function, inputs: dict, dy=None, **options) -> dict[str,
 def check_accuracy(op: str, inputs: dict, dtype: torch.dtype, factor: float = 2.0, **options) -> None:
     """In `dtype`, the native op is at most `factor` times as far from float64 as the plain torch version is.
 
-    Only x and dy are rounded to bfloat16; parameters stay in float32, as in a network under mixed precision. Errors are
-    Euclidean, over three draws: with one, a result of few numbers may be right or wrong by luck.
+    Only x and dy are rounded to a 16-bit dtype; parameters stay in float32, as in a network under mixed precision.
+    Errors are Euclidean, over three draws: with one, a result of few numbers may be right or wrong by luck.
     """
-    small = torch.float32 if dtype == torch.bfloat16 else dtype
+    small = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
     def cast(to_x, to_small):
         return {
@@ -69,7 +69,7 @@ def check_accuracy(op: str, inputs: dict, dtype: torch.dtype, factor: float = 2.
         exact_inputs = cast(torch.float64, torch.float64)
         with torch.no_grad():
             shape = reference(**exact_inputs, **options).shape
-        dy = torch.randn(shape, generator=torch.Generator().manual_seed(draw)).to(dtype)
+        dy = torch.randn(shape, generator=torch.Generator().manual_seed(draw)).to(inputs["x"].device, dtype)
         exact = value_and_gradients(reference, exact_inputs, dy, **options)
         results = [value_and_gradients(op, cast(dtype, small), dy, **options) for op in (native_op, reference)]
         for name, truth in exact.items():
