@@ -302,9 +302,12 @@ def perceptual_sum_ref(partials: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(partials, 1).sum(1)
 
 
+def _empty_features(shape: list[int], like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def _fake_input(images, scale, offset, height, width, channels, dtype):
-    shape = [images.shape[0], channels, height, width]
-    return images.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return _empty_features([images.shape[0], channels, height, width], images, dtype)
 
 
 def _fake_input_backward(grad, grad_value, scale, height, width, dtype):
@@ -313,20 +316,18 @@ def _fake_input_backward(grad, grad_value, scale, height, width, dtype):
 
 def _fake_stage(u, bias, head, target, target_inverse, pixel_weight, pool):
     count, channels, height, width = u.shape
-    dtype = compute_dtype(u.dtype)
-    h = torch.empty_like(u, memory_format=torch.channels_last)
-    pooled = h.new_empty([count, channels, height // 2, width // 2]).contiguous(memory_format=torch.channels_last)
-    inverse = u.new_empty([count, height, width], dtype=dtype)
+    h = _empty_features(u.shape, u, u.dtype)
+    pooled = _empty_features([count, channels, height // 2, width // 2], u, u.dtype) if pool else u.new_empty([0])
+    inverse = u.new_empty([count, height, width], dtype=compute_dtype(u.dtype))
     lanes = min(32, channels // _vector(u.dtype))
     blocks = -(-((width + 1) // 2) // (THREADS // lanes)) * ((height + 1) // 2)
     with_target = target is not None
-    slope = torch.empty_like(inverse) if with_target else inverse.new_empty(0)
-    partial = inverse.new_empty([count, blocks] if with_target else [0])
-    return h, pooled if pool else h.new_empty(0), inverse, slope, partial
+    slope = inverse.new_empty([count, height, width] if with_target else [0])
+    return h, pooled, inverse, slope, inverse.new_empty([count, blocks] if with_target else [0])
 
 
 def _fake_stage_backward(h, inverse, slope, head, target, target_inverse, pixel_weight, grad_value, grad_pooled):
-    return torch.empty_like(h, memory_format=torch.channels_last)
+    return _empty_features(h.shape, h, h.dtype)
 
 
 def _fake_sum(partials):
