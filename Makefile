@@ -18,11 +18,11 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 demo: $(VENV)/.installed $(VENV)/.native
 	$(VENV)/bin/fastinv demo
 
-test: $(VENV)/.installed $(VENV)/.native $(VENV)/.host
+test: $(VENV)/.installed $(VENV)/.native build/host/.built
 	$(RUN) -m pytest $(PYTEST_ARGS)
 	$(RUN) -m ruff check -q .
 
-host: $(VENV)/.host
+host: build/host/.built
 
 native:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -52,7 +52,7 @@ $(VENV)/.native: $(VENV)/.dependencies $(CSRC)
 	$(RUN) setup.py -q build_ext --inplace
 	@touch $@
 
-$(VENV)/.host: $(VENV)/.dependencies $(CSRC)
+build/host/.built: $(VENV)/.dependencies $(CSRC)
 	$(VENV)/bin/cmake -S . -B build/host -G Ninja --log-level=WARNING -DFASTINV_HOST=ON \
 	  -DFASTINV_PYTHON="$(CURDIR)/$(RUN)" -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(VENV)/bin/ninja"
 	$(VENV)/bin/cmake --build build/host -- --quiet

@@ -84,6 +84,41 @@ def test_library_loads_in_torch_2_10_and_any_python(library):
         assert line.split()[0] == "w"  # weak, so that it loads in a CPU torch
 
 
+CALL_EVERY_CUDA_KERNEL = """
+import sys, torch
+for path in sys.argv[1:]:
+    torch.ops.load_library(path)
+
+def example(kind):
+    if kind.kind() == "ListType":
+        return [example(kind.getElementType())] * 2
+    return {"TensorType": torch.zeros(1, 1, 1, 1), "IntType": 4, "FloatType": 1.0, "BoolType": False}.get(kind.kind())
+
+for name in sorted(torch._C._dispatch_get_all_op_names()):
+    if name.startswith("fastinv::") and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+        op = getattr(torch.ops.fastinv, name.removeprefix("fastinv::")).default
+        arguments = [example(argument.type) for argument in op._schema.arguments]
+        try:
+            op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
+            print(name, "ran")
+        except RuntimeError as error:
+            print(name, str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_cuda_library_loads_in_a_cpu_torch(run_python):
+    """It loads and registers its kernels, and a call of any of them ends in an error, not in a crash."""
+    library = _ext.library_path().with_name("_native_cuda.so")
+    if not library.is_file():
+        pytest.skip("the CUDA part was not built")
+    result = run_python(CALL_EVERY_CUDA_KERNEL, str(_ext.library_path()), str(library))
+    assert result.returncode == 0, result.stderr
+    messages = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert "fastinv::bias_act" in messages
+    assert "ran" not in messages.values()
+
+
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_kernels_emit_nothing_outside_their_namespace(isa):
     objects = sorted((OBJECTS / f"kernels_{isa}.dir").rglob("*.o"))
