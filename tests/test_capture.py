@@ -3,9 +3,12 @@
 On the CPU a recorder of operations stands in for CUDA graphs, see op_recorder.py; tests/gpu has the same with a GPU.
 """
 
+import contextlib
 import json
 import math
+import threading
 import types
+import warnings
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from test_inversion import SmallNetwork, generator, same_bits
 
 from fastinv.errors import UsageError
 from fastinv.inversion import NonFiniteLossError, capture, invert, loop
-from fastinv.inversion.capture import WARM_UP, WORTH, Repeater
+from fastinv.inversion.capture import WARM_UP, WORTH, CudaRecorder, Repeater
 from fastinv.inversion.loop import Term, optimize, ramped
 
 CPU = torch.device("cpu")
@@ -53,9 +56,10 @@ def run(G, images, steps=25, **options):
     return invert(G, images, steps=steps, **{"trunk": SmallNetwork(), "progress": False, **options})
 
 
-def fit(steps=30, render=lambda v: v["a"] + v["b"], terms=None, **options):
+def fit(steps=30, render=lambda v: v["a"] + v["b"], terms=None, device=CPU, **options):
     """A small optimisation by itself: two variables of different dtypes, rates and shapes."""
     start = {"a": torch.tensor([[1.0], [2.0], [-3.0]]), "b": torch.arange(6, dtype=torch.float64).view(3, 2)}
+    start = {name: value.to(device) for name, value in start.items()}
     terms = terms or [
         Term("square", lambda x: x.square().sum(1), 2.0),
         Term("prior", lambda v: (v["b"] - 1).abs().sum(1), 0.1, of="variables"),
@@ -242,8 +246,9 @@ def test_progress_is_shown_between_replays(G, images, recorders, capsys):
 class FailsAfter:
     """Square of the pictures; that of one picture is NaN after some calls. It counts in a tensor, as a replay can."""
 
-    def __init__(self, calls, picture, pictures=3):
-        self.left, self.picture, self.pictures = torch.tensor(calls), picture, torch.arange(pictures)
+    def __init__(self, calls, picture, device=CPU):
+        self.left, self.picture = torch.tensor(calls, device=device), picture
+        self.pictures = torch.arange(3, device=device)
 
     def __call__(self, images):
         self.left.sub_(1)
@@ -280,6 +285,95 @@ def test_when_all_pictures_fail_the_replays_end(G, images, recorders):
     replayed, eager = [error.result for error in errors]
     assert recorders[0].replays == 11 - WARM_UP and errors[0].failed == errors[1].failed == {0: 1, 1: 1, 2: 1}
     assert torch.equal(replayed.w_plus, eager.w_plus) and replayed.metrics == eager.metrics
+
+
+# What the recorder of CUDA graphs asks of torch, without a device
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A CudaRecorder whose calls of torch.cuda are noted; ``failing`` names those that raise."""
+    calls, failing = [], set()
+
+    def note(name, value=None):
+        def call(*_, **__):
+            calls.append(name)
+            if name in failing:
+                raise RuntimeError(f"CUDA error: {name}")
+            return value
+
+        return call
+
+    @contextlib.contextmanager
+    def context(_):
+        calls.append("enter")
+        yield
+        calls.append("exit")
+
+    class Graph:
+        capture_begin, capture_end, replay = note("begin"), note("end"), note("replay")
+
+    stream = types.SimpleNamespace(wait_stream=note("wait"), device_index=0)
+    for name, value in {
+        "Stream": lambda _: stream, "stream": context, "device": context, "CUDAGraph": Graph,
+        "current_stream": lambda _: stream, "graph_pool_handle": lambda: (0, 1), "synchronize": note("synchronize"),
+        "empty_cache": note("empty"), "get_sync_debug_mode": lambda: 2, "set_sync_debug_mode": calls.append,
+        "default_generators": [types.SimpleNamespace(clone_state=dict, graphsafe_set_state=note("state"))],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", note("close"), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", note("release"), raising=False)
+    return types.SimpleNamespace(recorder=CudaRecorder(torch.device("cuda:0")), calls=calls, failing=failing)
+
+
+def test_a_recording_and_its_replay(cuda):
+    output = cuda.recorder.record(lambda: cuda.calls.append("function") or 7)
+    cuda.recorder.replay()
+    around = ["enter", "synchronize", "empty", "enter", "begin", "function", "end", "exit", "exit"]
+    assert output == 7 and cuda.calls == [*around, "replay"]
+
+
+@pytest.mark.parametrize("failing", [{"end"}, set()])
+def test_a_recording_that_breaks_leaves_nothing_open(cuda, failing):
+    def function():
+        raise ValueError("of the function")
+
+    cuda.failing |= failing
+    if not failing:
+        cuda.failing.add("close")  # torch says so where the recording has closed it
+    with pytest.raises(ValueError, match="of the function"):
+        cuda.recorder.record(function)
+    assert cuda.recorder.graph is None
+    assert ("release" in cuda.calls and "state" in cuda.calls) == bool(failing)
+    assert not capture._one_recording.locked()
+
+
+def test_a_recording_that_cannot_end(cuda):
+    cuda.failing.add("end")
+    with pytest.raises(RuntimeError, match="CUDA error: end"):
+        cuda.recorder.record(lambda: 7)
+    assert cuda.calls[-3:] == ["close", "release", "state"] and cuda.recorder.graph is None
+
+
+def test_a_rehearsal_says_where_the_host_waits(cuda):
+    def look(text="called a synchronizing CUDA operation"):
+        warnings.warn(text, stacklevel=1)
+        return 7
+
+    output, why = cuda.recorder.rehearse(look)
+    assert output == 7 and why == f"the step waits for the device at {__file__}:{look.__code__.co_firstlineno + 1}"
+    assert cuda.calls == ["warn", "wait", "enter", "exit", "wait", 2]  # the mode is put back
+    assert cuda.recorder.rehearse(lambda: look("something else")) == (7, "")
+
+    def elsewhere():
+        other = threading.Thread(target=look)
+        other.start()
+        other.join()
+        return 8
+
+    assert cuda.recorder.rehearse(elsewhere) == (8, "")
+    with pytest.warns(UserWarning, match="as before"):
+        look("as before")
 
 
 # Where steps are not recorded

@@ -1,6 +1,7 @@
 """Runs one function again and again: records its work on the device once and replays that, or calls it and says why."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from fastinv.errors import UsageError
 
 WARM_UP = 3  # real runs before the recording: kernels are loaded, algorithms chosen, workspaces and caches filled
 WORTH = 20  # from so many runs on a recording pays: it costs about as much as ten launched one by one
+_one_recording = threading.Lock()  # torch records one graph at a time; its debug mode is for all threads
 
 
 class CudaRecorder:
@@ -37,18 +39,22 @@ class CudaRecorder:
 
         A recording that breaks can leave torch's allocator and generator in disorder; so it is better not begun.
         """
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
+        waits, thread = [], threading.get_ident()
+
+        def note(message, category, filename, line, *_):  # other threads may wait as they like
+            if "called a synchronizing" in str(message) and threading.get_ident() == thread:
+                waits.append(f"the step waits for the device at {filename}:{line}")
+
+        with _one_recording, warnings.catch_warnings():
+            before = torch.cuda.get_sync_debug_mode()
             warnings.simplefilter("always")
+            warnings.showwarning = note
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 output = self.warm_up(function)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-        if not waits:
-            return output, ""
-        return output, f"the step waits for the device at {waits[0].filename}:{waits[0].lineno}"
+        return output, waits[0] if waits else ""
 
     def record(self, function: Callable) -> torch.Tensor:
         """Record the function without carrying it out. Its output is overwritten by every ``replay``.
@@ -56,34 +62,38 @@ class CudaRecorder:
         Raises:
             RuntimeError: something in it cannot be recorded.
         """
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what the warm-up used: the recording gets memory of its own
-        self.graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        with torch.cuda.stream(self.stream):
+        with _one_recording, torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what the warm-up used: the recording gets memory of its own
+            self.graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             try:
-                # Other threads may go on using the device meanwhile ("global" would make that an error).
-                self.graph.capture_begin(pool, capture_error_mode="thread_local")
-                try:
-                    output = function()
-                except BaseException:
-                    with contextlib.suppress(RuntimeError):
-                        self.graph.capture_end()
-                    raise
-                self.graph.capture_end()
+                with torch.cuda.stream(self.stream):
+                    # Other threads may go on using the device meanwhile ("global" would make that an error).
+                    self.graph.capture_begin(pool, capture_error_mode="thread_local")
+                    try:
+                        output = function()
+                    except BaseException:
+                        with contextlib.suppress(RuntimeError):  # it says no more than that the recording is broken
+                            self.graph.capture_end()
+                        raise
+                    self.graph.capture_end()
             except BaseException:
                 self._tidy_up(pool)
                 raise
         return output
 
     def _tidy_up(self, pool) -> None:
-        """Undo what a broken recording leaves in torch: an open memory pool, a generator that still records."""
-        self.graph = None
+        """After a broken recording, close what it leaves open in torch: its memory pool, and the generator's state."""
         index = self.stream.device_index
-        with contextlib.suppress(RuntimeError):
+        try:
             torch._C._cuda_endAllocateToPool(index, pool)
-        with contextlib.suppress(RuntimeError):
-            generator = torch.cuda.default_generators[index]
-            generator.graphsafe_set_state(generator.clone_state())
+        except RuntimeError:  # it is closed: the recording broke in Python, and ended well
+            self.graph = None
+            return
+        torch._C._cuda_releasePool(index, pool)
+        self.graph = None
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())  # a new state, which is not being recorded
 
     def replay(self) -> None:
         """Do the recorded work, on the current stream."""
