@@ -1,0 +1,170 @@
+"""What the benchmarks share: timing, a measured copy to compare with, facts about the machine, tables, result files."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastinv import _ext
+from fastinv.files import atomic_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def _first_line(*command: str) -> str:
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip().splitlines()[0] if found.returncode == 0 and found.stdout.strip() else ""
+
+
+def facts(device: torch.device) -> dict:
+    """Where and with what something was measured."""
+    result = {
+        "torch": torch.__version__,
+        "commit": _first_line("git", "describe", "--always", "--dirty"),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "native": _ext.why_not() or "loaded",
+        "native_cuda": _ext.cuda_why_not() or "loaded",
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", str(device.index or 0))
+        result |= {
+            "gpu": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "driver": _first_line(*query),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    else:
+        cpu = [line for line in _cpuinfo() if line.startswith("model name")]
+        result |= {"cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(), "isa": _ext.cpu_isa()}
+        result["threads"] = torch.get_num_threads()
+    return result
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable, device: torch.device, repeats: int = 20, warm_up: int = 3) -> float:
+    """Median time of one call, on the device's own clock where it has one.
+
+    On a GPU the calls are queued behind each other, so that the host's share only counts where it is the slower one.
+    """
+    for _ in range(warm_up):
+        function()
+    wait(device)
+    if device.type == "cuda":
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        events[0].record()
+        for event in events[1:]:
+            function()
+            event.record()
+        wait(device)
+        return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:])) / 1e3
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def rotating(make: Callable[[], tuple], function: Callable, bytes_each: int, cache: int = 120 << 20) -> Callable:
+    """function called on several sets of operands in turn, so many that a cache of this size keeps none of them."""
+    sets = [make() for _ in range(max(1, min(16, -(-cache // max(1, bytes_each)))))]
+    turn = [0]
+
+    def call():
+        turn[0] = (turn[0] + 1) % len(sets)
+        return function(*sets[turn[0]])
+
+    return call
+
+
+def captured(function: Callable, device: torch.device) -> Callable:
+    """The work of function as a CUDA graph's replay, so that launches cost what they cost in a captured step; on other
+    devices the function itself. Its operands must stay where they are.
+    """
+    if device.type != "cuda":
+        return function
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return graph.replay
+
+
+def copy_bandwidth(size: int, device: torch.device, repeats: int = 20) -> float:
+    """Bytes per second, read and written, of copying `size` bytes from one buffer to another."""
+
+    def make():
+        source = torch.randint(256, (max(1, size),), dtype=torch.uint8, device=device)
+        return source, torch.empty_like(source)
+
+    call = rotating(make, lambda source, target: target.copy_(source), 2 * size)
+    return 2 * size / seconds(call, device, repeats)
+
+
+def relative_error(actual: torch.Tensor, truth: torch.Tensor) -> float:
+    """||actual - truth|| / ||truth|| in float64; NaN stays NaN."""
+    truth = truth.double()
+    return float((actual.to(truth) - truth).norm() / truth.norm().clamp_min(1e-300))
+
+
+def write(path: Path, data) -> None:
+    """JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        Path(temporary).write_text(json.dumps(data, indent=1) + "\n")
+
+
+class Rows(list):
+    """Rows of a result; every few seconds ``keep`` is called with those there are, so that a stop costs few."""
+
+    def __init__(self, keep: Callable, interval: float = 3.0):
+        super().__init__()
+        self.keep, self.interval, self.kept_at = keep, interval, time.monotonic()
+
+    def append(self, row: dict) -> None:
+        super().append(row)
+        if time.monotonic() - self.kept_at > self.interval:
+            self.keep({"rows": list(self)})
+            self.kept_at = time.monotonic()
+
+
+def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
+    """A Markdown table of rows; floats with three significant digits."""
+    if not rows:
+        return "(nothing measured)\n"
+    columns = columns or list(rows[0])
+
+    def cell(value) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
