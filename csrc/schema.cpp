@@ -94,6 +94,10 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def(
       "adam_step(Tensor(a!) variable, Tensor gradient, Tensor(b!) mean, Tensor(c!) square, Tensor(d!) best, Tensor "
       "better, Tensor coefficients, Tensor clock, int column, float beta1, float beta2, float eps) -> ()");
+  // Noise maps as variables: fastinv/ops/noise.py.
+  m.def("noise_regularization(Tensor[] maps) -> (Tensor value, Tensor means, Tensor pyramid)");
+  m.def("noise_regularization_backward(Tensor dvalue, Tensor[] maps, Tensor means, Tensor pyramid) -> Tensor[]");
+  m.def("normalize_noise_(Tensor(a!)[] maps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastinv, CompositeExplicitAutograd, m) {
