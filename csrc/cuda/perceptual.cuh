@@ -162,8 +162,10 @@ __global__ void __launch_bounds__(kPerceptualInputThreads) perceptual_input_back
     const int first_column = window_begin(x, p.width, p.image_width);
     const int last_column = window_end(x, p.width, p.image_width);
     C sums[3] = {C(0), C(0), C(0)};
+#pragma unroll 1
     for (int i = first_row; i < last_row; ++i) {
       const int rows = window_end(i, p.image_height, p.height) - window_begin(i, p.image_height, p.height);
+#pragma unroll 1
       for (int j = first_column; j < last_column; ++j) {
         const int columns = window_end(j, p.image_width, p.width) - window_begin(j, p.image_width, p.width);
         const C share = C(1) / (rows * columns);
@@ -279,7 +281,8 @@ __device__ __forceinline__ void distance_to_target(const PerceptualStageParams& 
 // Bias, ReLU, pooling, norms over channels, distance to the target. `lanes` threads share a window and each has
 // K vectors of its channels. Block (x: windows of a row, y: row, z: sample).
 template <class T, int K>
-__global__ void __launch_bounds__(kPerceptualThreads) perceptual_stage_kernel(PerceptualStageParams p, int log2_lanes) {
+__global__ void __launch_bounds__(kPerceptualThreads, 1)
+    perceptual_stage_kernel(PerceptualStageParams p, int log2_lanes) {
   using C = compute_t<T>;
   constexpr int V = 16 / sizeof(T);
   const int lanes = 1 << log2_lanes, lane = threadIdx.x & (lanes - 1);
