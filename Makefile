@@ -2,6 +2,10 @@
 # make test    set up (the first time only), then the tests and ruff; PYTEST_ARGS="-k upfirdn2d" narrows them down
 # make native  build the native library into the source tree for the Python that PYTHON names; nothing else (development)
 # make host    build the CUDA kernels as test modules for the CPU (csrc/host), into build/host; part of make test
+# make gpu-check  correctness and speed on a CUDA GPU, results in benchmarks/results/gpu; QUICK=1 for a short run, DRY=1 to
+#               try the script without a GPU, GPU_ARGS="--only kernels" (see benchmarks/gpu_check.py). With FASTINV_LIBRARY=
+#               build/cuda/_native.so, a build that `make carried` made elsewhere, nothing is installed: PYTHON's torch is taken
+# make carried  the native library with its CUDA part for CUDA_ARCHS (9.0), in build/cuda: runs with any torch >= 2.10
 # make format  format the C++ sources, sort imports
 # make clean   remove .venv and everything that was built
 # Needs Python >= 3.10 (PYTHON=python3.12 picks one), a C++ compiler and make; the rest is installed into .venv.
@@ -12,7 +16,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native host format clean
+.PHONY: demo test native host gpu-check carried format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed $(VENV)/.native
@@ -23,6 +27,21 @@ test: $(VENV)/.installed $(VENV)/.native build/host/.built
 	$(RUN) -m ruff check -q .
 
 host: build/host/.built
+
+GPU_CHECK = benchmarks/gpu_check.py $(if $(QUICK),--quick) $(if $(DRY),--dry) $(GPU_ARGS)
+ifdef FASTINV_LIBRARY
+gpu-check:
+	PYTHONPATH="$(CURDIR)" FASTINV_LIBRARY="$(abspath $(FASTINV_LIBRARY))" $(PYTHON) $(GPU_CHECK)
+else
+gpu-check: $(VENV)/.installed $(VENV)/.native
+	$(RUN) $(GPU_CHECK)
+endif
+
+CUDA_ARCHS ?= 9.0
+carried: $(VENV)/.dependencies
+	FASTINV_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" $(VENV)/bin/cmake -S . -B build/cuda -G Ninja --log-level=WARNING \
+	  -DFASTINV_PYTHON="$(CURDIR)/$(RUN)" -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(VENV)/bin/ninja"
+	$(VENV)/bin/cmake --build build/cuda
 
 native:
 	$(PYTHON) setup.py -q build_ext --inplace

@@ -16,7 +16,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def generator(device, resolution=64, channels=64):
     torch.manual_seed(0)
-    G = Generator(resolution, 64, 64, channel_base=channels * 32, channel_max=channels, mapping_layers=1, conv_clamp=256)
+    options = {"channel_base": channels * 32, "channel_max": channels, "mapping_layers": 1, "conv_clamp": 256}
+    G = Generator(resolution, 64, 64, **options)
     with torch.no_grad():
         for name, parameter in G.named_parameters():
             if name.endswith(("noise_strength", "conv0.bias", "conv1.bias", "torgb.bias")):
