@@ -137,6 +137,13 @@ inline void set_order(const std::string& name, uint64_t seed) {
 inline void bind_simulator(py::module_& m) {
   m.def("set_order", &set_order, py::arg("name"), py::arg("seed") = 1,
         "The order in which blocks, and the threads of a block, take their turns: forward, reverse or random.");
+  m.def(
+      "operations", [] { return simulator().operations(); },
+      "Barriers, shuffles and waits that kernels have executed, each as 'block_barrier bias_act.cuh:120'.");
+  m.def("forget_operations", [] { simulator().forget_operations(); });
+  m.def(
+      "omit", [](const std::string& operation) { simulator().omit(operation); }, py::arg("operation"),
+      "Kernels leave out this operation from now on; '' for none. A test must then fail.");
   m.def("launches", [] { return simulator().launches; }, "Kernels run so far.");
   m.def("switches", [] { return simulator().switches; }, "Times that a thread waited, so far.");
 }

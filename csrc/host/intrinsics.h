@@ -104,11 +104,16 @@ inline void store(T* address, const Vec<T, V>& value, FASTINV_SITE) {
 }
 
 inline void block_barrier(FASTINV_SITE) { host::simulator().block_barrier(FASTINV_HERE); }
-inline void warp_barrier(FASTINV_SITE) { host::simulator().warp_barrier("warp_barrier", FASTINV_HERE); }
+inline void warp_barrier(FASTINV_SITE) {
+  if (!host::simulator().omits("warp_barrier", FASTINV_HERE)) {
+    host::simulator().warp_barrier("warp_barrier", FASTINV_HERE);
+  }
+}
 
 template <class T>
 inline T shuffle_from(const char* operation, T value, unsigned lane, host::Site site) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles take 4 or 8 bytes");
+  if (host::simulator().omits(operation, site)) return value;
   host::simulator().exchange(operation, site, &value, sizeof(T));
   host::located(site, [&] { std::memcpy(&value, host::simulator().lane_data(lane), sizeof(T)); });
   return value;
@@ -154,7 +159,8 @@ inline void copy_async16(void* shared, const void* global, bool inside = true, F
 }
 inline void copy_async_commit() { ++host::simulator().current->copy_group; }
 template <int pending>
-inline void copy_async_wait() {
+inline void copy_async_wait(FASTINV_SITE) {
+  if (host::simulator().omits("copy_async_wait", FASTINV_HERE)) return;
   host::Thread& thread = *host::simulator().current;
   size_t kept = 0;
   for (const host::PendingCopy& copy : thread.copies) {

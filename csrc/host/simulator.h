@@ -66,6 +66,14 @@ struct Thread {
   unsigned copy_group;
 };
 
+// Something that kernels did, and where.
+struct Operation {
+  const char* kind;
+  Site site;
+  std::string name;
+  bool omitted;
+};
+
 struct Warp {
   unsigned lanes, waiting;
   float exchange[2][warp_size][16];  // what each lane shows the others in a shuffle, ballot or mma
@@ -123,8 +131,33 @@ class Simulator {
     memory.begin_block();
   }
 
+  // "block_barrier bias_act.cuh:120" and the like: the operations that kernels have executed, and the one that they are
+  // to leave out from now on ("": none). Tests are tested so.
+  std::vector<std::string> operations() const {
+    std::vector<std::string> names;
+    for (const Operation& operation : operations_) names.push_back(operation.name);
+    return names;
+  }
+  void forget_operations() { operations_.clear(); }
+  void omit(const std::string& name) {
+    omitted_ = name;
+    operations_.clear();
+  }
+
   // --- called by threads --------------------------------------------------------------------------------------------
+  bool omits(const char* kind, Site site) {
+    for (const Operation& operation : operations_) {
+      if (operation.site.line == site.line && operation.site.file == site.file && operation.kind == kind) {
+        return operation.omitted;
+      }
+    }
+    const std::string name = kind + (" " + site.text());
+    operations_.push_back({kind, site, name, name == omitted_});
+    return operations_.back().omitted;
+  }
+
   void block_barrier(Site site) {
+    if (omits("block_barrier", site)) return;
     Thread& thread = *current;
     thread.waits_for = "block_barrier";
     thread.site = site;
@@ -282,6 +315,8 @@ class Simulator {
   uint32_t block_linear_ = 0;
   unsigned count_ = 0, waiting_ = 0, ended_ = 0, phase_ = 0;
   std::exception_ptr failure_;
+  std::vector<Operation> operations_;
+  std::string omitted_;
 };
 
 inline Simulator& simulator() {

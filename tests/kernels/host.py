@@ -10,6 +10,7 @@ import torch
 ORDERS = ("forward", "reverse", "random")  # the turns of blocks and threads, for module.set_order(order, seed=1)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "csrc" / "host"
 FOLDER = pathlib.Path(os.environ.get("FASTINV_HOST_DIR") or ROOT / "build" / "host")
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # .ci/run: the modules of build/host-sanitized
 

@@ -1,6 +1,9 @@
 """Proof that the tests of kernels can fail: kernels with one mistake each, and the check that must notice it."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +49,19 @@ def test_mutation_is_noticed(check, mutation, expected):
         check(unbroken)  # a launch that failed leaves nothing behind
     assert notices, f"no order noticed {mutation}"
     assert any(re.search(expected, notice) for notice in notices), notices
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted({path.stem[5:] for path in host.SOURCES.glob("bind_*.cpp")} - {"selftest"}))
+def test_every_operation_is_needed(op):
+    """Each barrier, shuffle and wait of the real kernels, left out, makes a test of the op fail."""
+    result = subprocess.run(
+        [sys.executable, "-m", "kernels.omissions", op],
+        env=os.environ | {"PYTHONPATH": f"{host.ROOT}:{host.ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},  # it forks
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.skipif(not host.SANITIZED, reason="needs the sanitizers' build; .ci/run runs it")
