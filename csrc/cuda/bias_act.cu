@@ -10,10 +10,10 @@ static int vector_of_dtype(Dtype dtype) { return dtype == Dtype::float64 ? 2 : d
 static ChannelWalk walk_of(const BiasActParams& p) {
   const int vector = vector_of_dtype(p.dtype);
   if ((p.b == nullptr && p.db == nullptr) || p.channels == 1) {  // no channels to tell apart: one plane
-    return walk_planes(1, 1, p.outer * p.channels * p.inner, vector);
+    return walk_planes(1, 1, p.outer * p.channels * p.inner, vector, p.db != nullptr);
   }
   if (p.inner == 1) return walk_columns(1, p.outer, p.channels, vector, p.db != nullptr);
-  return walk_planes(p.outer, p.channels, p.inner, vector);
+  return walk_planes(p.outer, p.channels, p.inner, vector, p.db != nullptr);
 }
 
 int64_t bias_act_workspace(const BiasActParams& p) {

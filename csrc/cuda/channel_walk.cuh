@@ -30,13 +30,16 @@ struct ChannelWalk {
   int32_t period, tiles;  // of columns; `tiles` blocks side by side make up a period
 };
 
-// Vectors that a thread takes: enough for its fixed costs to vanish, few enough for two thousand blocks.
-inline int64_t walk_iterations(int64_t elements, int vector) {
-  const int64_t wanted = elements / (int64_t(walk_threads) * vector * 2048);
+// Vectors that a thread takes: enough for its fixed costs to vanish, few enough for thousands of blocks, so that the
+// last of them to finish do not matter. With sums twice as many: half the partial sums.
+inline int64_t walk_iterations(int64_t elements, int vector, bool sums) {
+  const int64_t wanted = elements / (int64_t(walk_threads) * vector * (sums ? 2048 : 4096));
   return wanted < 1 ? 1 : wanted > 16 ? 16 : wanted;
 }
 
-inline ChannelWalk walk_planes(int64_t samples, int64_t channels, int64_t length, int vector) {
+// iterations: 0 for what suits the size; tests give it.
+inline ChannelWalk walk_planes(int64_t samples, int64_t channels, int64_t length, int vector, bool sums,
+                               int64_t iterations = 0) {
   ChannelWalk walk{};
   walk.samples = samples;
   walk.channels = channels;
@@ -47,7 +50,8 @@ inline ChannelWalk walk_planes(int64_t samples, int64_t channels, int64_t length
   walk.lanes = 1;
   while (walk.lanes < walk_threads && walk.lanes < vectors) walk.lanes *= 2;
   walk.rows = walk_threads / walk.lanes;
-  const int64_t longest = walk_threads * vector * walk_iterations(walk.runs * length, vector);
+  if (iterations == 0) iterations = walk_iterations(walk.runs * length, vector, sums);
+  const int64_t longest = walk_threads * vector * iterations;
   walk.piece = static_cast<int32_t>(length < longest ? length : longest);
   walk.pieces = static_cast<uint32_t>((length + longest - 1) / longest);
   walk.period = walk.tiles = 1;
@@ -56,7 +60,8 @@ inline ChannelWalk walk_planes(int64_t samples, int64_t channels, int64_t length
 }
 
 // At most walk_most_channels channels.
-inline ChannelWalk walk_columns(int64_t samples, int64_t pixels, int64_t channels, int vector, bool sums) {
+inline ChannelWalk walk_columns(int64_t samples, int64_t pixels, int64_t channels, int vector, bool sums,
+                                int64_t iterations = 0) {
   constexpr int side_by_side = 32, rows_per_sum = 32, longest = 1 << 28;
   ChannelWalk walk{};
   walk.columns = true;
@@ -71,7 +76,7 @@ inline ChannelWalk walk_columns(int64_t samples, int64_t pixels, int64_t channel
   walk.tiles = (groups + side_by_side - 1) / side_by_side;
   walk.lanes = (groups + walk.tiles - 1) / walk.tiles;
   walk.rows = walk_threads / walk.lanes;
-  int64_t iterations = walk_iterations(samples * walk.length, vector);
+  if (iterations == 0) iterations = walk_iterations(samples * walk.length, vector, sums);
   const int64_t least = sums ? (rows_per_sum + walk.rows - 1) / walk.rows : 1;  // so that partial sums stay few
   iterations = iterations < least ? least : iterations;
   const int64_t most = longest / (int64_t(walk.rows) * walk.period);

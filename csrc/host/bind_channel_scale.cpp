@@ -1,9 +1,30 @@
 // channel_scale on the simulator, and the index arithmetic of the walk; tests/kernels/test_channel_scale.py.
+#include <cmath>
+
 #include "../cuda/channel_scale.cu"
 #include "bindings.h"
 
 namespace cuda = fastinv::cuda;
 namespace host = fastinv::host;
+
+// Both along a walk that the test chooses: out = x * scale, sums = dot of x with itself. float32 only.
+static void along(const cuda::ChannelWalk& walk, py::array x, py::array scale, py::array out, py::array sums) {
+  host::Arrays arrays;
+  cuda::ChannelScaleParams p{};
+  p.x = arrays.input<float>(x, "x");
+  p.scale = arrays.input<float>(scale, "scale");
+  p.out = arrays.output<float>(out, "out");
+  p.channels = walk.channels;
+  host::check(cuda::scale<float>(p, walk, nullptr));
+  cuda::ChannelDotParams q{};
+  q.a = q.b = p.x;
+  q.out = arrays.output<float>(sums, "sums");
+  q.samples = walk.samples;
+  std::vector<float> partials(cuda::partial_count(walk), NAN);
+  host::simulator().memory.add(partials.data(), partials.size() * sizeof(float), true, "partials");
+  q.partials = partials.data();
+  host::check(cuda::dot<float>(q, walk, nullptr));
+}
 
 PYBIND11_MODULE(FASTINV_HOST_MODULE, m) {
   host::bind_simulator(m);
@@ -57,7 +78,10 @@ PYBIND11_MODULE(FASTINV_HOST_MODULE, m) {
       .def_readonly("channel", &cuda::ThreadRange::channel)
       .def_readonly("partial", &cuda::ThreadRange::partial)
       .def_readonly("slot", &cuda::ThreadRange::slot);
-  m.def("walk_planes", &cuda::walk_planes);
-  m.def("walk_columns", &cuda::walk_columns);
+  m.def("walk_planes", &cuda::walk_planes, py::arg("samples"), py::arg("channels"), py::arg("length"),
+        py::arg("vector"), py::arg("sums"), py::arg("iterations") = 0);
+  m.def("walk_columns", &cuda::walk_columns, py::arg("samples"), py::arg("pixels"), py::arg("channels"),
+        py::arg("vector"), py::arg("sums"), py::arg("iterations") = 0);
+  m.def("along", &along);
   m.def("thread_range", &cuda::thread_range);
 }

@@ -98,6 +98,27 @@ def test_sums_do_not_depend_on_the_order():
     assert all(torch.equal(first, other) for other in others)
 
 
+def walk_of(columns, shape, vector, iterations=0):
+    samples, channels, pixels = shape
+    if columns:
+        return channel_scale.walk_columns(samples, pixels, channels, vector, True, iterations)
+    return channel_scale.walk_planes(samples, channels, pixels, vector, True, iterations)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 16])
+@pytest.mark.parametrize("shape, columns", [((1, 2, 21003), False), ((1, 256, 70), True), ((2, 6, 5003), True)])
+def test_long_marches(shape, columns, iterations, order):
+    """Several vectors to a thread, as in large tensors: whole batches of loads, and what is left of them."""
+    x = draw(shape, columns, torch.float32)
+    scale = draw((1, *shape[:2]), False, torch.float32, 2)[0]
+    out, sums = torch.full_like(x, float("nan")), torch.full(shape[:2], float("nan"))
+    channel_scale.set_order(order)
+    channel_scale.along(walk_of(columns, shape, 4, iterations), *[host.to_numpy(t) for t in (x, scale, out, sums)])
+    assert torch.equal(out, x * scale[:, :, None])
+    squares = x.double().square().sum(2)
+    assert torch.allclose(sums.double(), squares, rtol=16 * torch.finfo(torch.float32).eps)
+
+
 def positions_of(part, vector):
     """Elements that a thread processes, relative to part.base."""
     for at in range(part.first, part.end, part.step):
@@ -109,10 +130,7 @@ def positions_of(part, vector):
 @pytest.mark.parametrize("columns", [False, True])
 def test_every_element_has_one_thread(columns, shape, vector):
     samples, channels, pixels = shape
-    if columns:
-        walk = channel_scale.walk_columns(samples, pixels, channels, vector, True)
-    else:
-        walk = channel_scale.walk_planes(samples, channels, pixels, vector)
+    walk = walk_of(columns, shape, vector)
     seen = set()
     for block in range(walk.blocks):
         for thread in range(256):
@@ -159,10 +177,7 @@ LARGE = [  # samples, channels, pixels: far more than 2^31 elements
 @pytest.mark.parametrize("columns", [False, True])
 def test_index_arithmetic_beyond_32_bits(columns, shape, vector):
     samples, channels, pixels = shape
-    if columns:
-        walk = channel_scale.walk_columns(samples, pixels, channels, vector, True)
-    else:
-        walk = channel_scale.walk_planes(samples, channels, pixels, vector)
+    walk = walk_of(columns, shape, vector)
     assert 0 < walk.blocks < 2**31
     generator = random.Random(0)
     blocks = {0, walk.blocks - 1, *(generator.randrange(walk.blocks) for _ in range(200))}
@@ -184,10 +199,7 @@ def test_the_last_blocks_reach_the_end(columns):
     for shape in LARGE:
         samples, channels, pixels = shape
         for vector in (2, 8):
-            if columns:
-                walk = channel_scale.walk_columns(samples, pixels, channels, vector, True)
-            else:
-                walk = channel_scale.walk_planes(samples, channels, pixels, vector)
+            walk = walk_of(columns, shape, vector)
             blocks = range(max(0, walk.blocks - 64), walk.blocks)  # of columns, several stand side by side
             parts = [
                 channel_scale.thread_range(walk, vector, block, thread) for block in blocks for thread in range(256)
