@@ -43,17 +43,16 @@ def adam_record(
 
 def adam_record_ref(total, values, clock, curves, lowest, best_step, bad_step, better, last) -> None:
     """`adam_record` in plain PyTorch."""
-    clock.add_(1)
-    row, done = clock[:1], clock[1:]
+    row, done = clock.add_(1).split(1)
     curves.index_copy_(0, row, torch.cat([total[None], values])[None])
-    finite = total.isfinite()
+    finite = (total - total) == 0  # infinity and NaN give NaN; isfinite is four operations
     if last:
         better.copy_(finite)
     else:
         torch.lt(total, lowest, out=better)
     torch.where(better, total, lowest, out=lowest)
     torch.where(better, done, best_step, out=best_step)
-    torch.where((bad_step < 0) & ~finite, done, bad_step, out=bad_step)
+    torch.where(finite | (bad_step >= 0), bad_step, done, out=bad_step)
 
 
 def adam_step(
@@ -98,11 +97,11 @@ def adam_step_ref(variable, gradient, mean, square, best, better, coefficients, 
     """`adam_step` in plain PyTorch."""
     beta1, beta2 = betas
     torch.where(better.view(-1, *[1] * (variable.ndim - 1)), variable, best, out=best)
-    row = coefficients.index_select(0, clock[:1])[0]
+    numbers = coefficients.index_select(0, clock[:1])
     mean.lerp_(gradient, 1 - beta1)
     square.lerp_(gradient.square(), 1 - beta2)
-    scale = (square / row[-1]).sqrt_().add_(eps)
-    variable.addcdiv_(mean * row[column], scale)
+    scale = (square / numbers[0, -1]).sqrt_().add_(eps)
+    variable.addcdiv_(mean * numbers[0, column], scale)
 
 
 def _how(op: str, impl: str, x: torch.Tensor, companions: tuple[torch.Tensor, ...]) -> str:
