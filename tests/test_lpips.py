@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.losses import LPIPS, load_lpips, lpips, resize_mask, trunks
-from fastinv.ops import perceptual
+from fastinv.ops import _dispatch, perceptual
 
 SCALE, OFFSET = (2.0, -3.0, 0.75), (0.5, 0.25, -1.0)
 
@@ -96,6 +96,61 @@ def test_a_pixel_without_features_has_no_gradient():
     h, _, inverse, slope, _ = perceptual.perceptual_stage(u, u.new_zeros(4), *constants)
     grad = perceptual.perceptual_stage_backward(h, inverse, slope, *constants, ones[:, 0, 0], None)
     assert torch.isfinite(grad).all() and (grad[..., 0, 0] == 0).all() and (grad[..., 1, 1] != 0).any()
+
+
+def stage_inputs(dtype, count=2, channels=24, height=5, width=7):
+    """u, bias and the constants of a stage; ties, a pixel without features, gradients of both outputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape, dtype=perceptual.compute_dtype(dtype)):  # noqa: B008
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    u = ((random(count, channels, height, width) * 4).round() / 4).to(dtype)
+    u[0, :, 0, 0] = -9
+    constants = random(channels).abs(), random(*u.shape, dtype=dtype).relu(), random(count, height, width).abs()
+    grads = random(count), random(count, channels, height // 2, width // 2, dtype=dtype)
+    return u, random(channels).round().to(dtype), constants, random(count, height, width).square(), grads
+
+
+@pytest.mark.skipif(
+    "cpu" not in _dispatch.KERNELS.get("perceptual_stage", ()), reason="the native library is not built"
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("size", [(24, 5, 7), (64, 4, 6), (3, 2, 2), (130, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_native_stage(dtype, size, weighted):
+    u, bias, constants, pixel_weight, (grad_value, grad_pooled) = stage_inputs(dtype, 2, *size)
+    constants, pool = (*constants, pixel_weight if weighted else None), size[1] > 1
+    found = perceptual.perceptual_stage(u, bias, *constants, pool=pool, impl="native")
+    expected = perceptual.perceptual_stage_ref(u, bias, *constants, pool=pool)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    fake = perceptual._fake_stage(u, bias, *constants, pool)
+    assert [(x.shape, x.stride(), x.dtype) for x in found] == [(x.shape, x.stride(), x.dtype) for x in fake]
+    tolerance = {"rtol": 1e-13, "atol": 0} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 1e-6}
+    for a, b in zip((*found[2:4], found[4].sum(1)), (*expected[2:4], expected[4].sum(1)), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+    without_target = perceptual.perceptual_stage(u, bias, pool=pool, impl="native")
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], without_target[:3], strict=True))
+    assert without_target[3].numel() == without_target[4].numel() == 0
+
+    arguments = found[0], *found[2:4], *constants, grad_value, grad_pooled if pool else None
+    grad = perceptual.perceptual_stage_backward(*arguments, impl="native")
+    right = perceptual.perceptual_stage_backward_ref(*arguments)
+    if dtype == torch.bfloat16:  # one rounding of the result
+        tolerance = {"rtol": 8e-3, "atol": 1e-5}
+    torch.testing.assert_close(grad, right, **(tolerance | {"atol": max(tolerance["atol"], 1e-13)}))
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_stage_takes_any_layout(channels_last):
+    u, bias, constants, _, grads = stage_inputs(torch.float32)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    expected = perceptual.perceptual_stage_ref(u, bias, *constants)
+    laid_out = constants[0], constants[1].contiguous(memory_format=layout), constants[2]
+    found = perceptual.perceptual_stage(u.contiguous(memory_format=layout), bias, *laid_out)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[4].sum(1), expected[4].sum(1))
 
 
 # The loss

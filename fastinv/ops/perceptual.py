@@ -319,8 +319,10 @@ def _fake_stage(u, bias, head, target, target_inverse, pixel_weight, pool):
     h = _empty_features(u.shape, u, u.dtype)
     pooled = _empty_features([count, channels, height // 2, width // 2], u, u.dtype) if pool else u.new_empty([0])
     inverse = u.new_empty([count, height, width], dtype=compute_dtype(u.dtype))
-    lanes = min(32, channels // _vector(u.dtype))
-    blocks = -(-((width + 1) // 2) // (THREADS // lanes)) * ((height + 1) // 2)
+    blocks = (height + 1) // 2
+    if u.device.type == "cuda":
+        lanes = min(32, channels // _vector(u.dtype))
+        blocks *= -(-((width + 1) // 2) // (THREADS // lanes))
     with_target = target is not None
     slope = inverse.new_empty([count, height, width] if with_target else [0])
     return h, pooled, inverse, slope, inverse.new_empty([count, blocks] if with_target else [0])
