@@ -84,7 +84,7 @@ class CudaRecorder:
 
     def _tidy_up(self, pool) -> None:
         """After a broken recording, close what it leaves open in torch: its memory pool, and the generator's state."""
-        index = self.stream.device_index
+        index = self.device.index
         try:
             torch._C._cuda_endAllocateToPool(index, pool)
         except RuntimeError:  # it is closed: the recording broke in Python, and ended well

@@ -107,8 +107,9 @@ def adam_step_ref(variable, gradient, mean, square, best, better, coefficients, 
 def _how(op: str, impl: str, x: torch.Tensor, companions: tuple[torch.Tensor, ...]) -> str:
     if impl == "auto" and x.device.type == "cpu":
         return "ref"  # by design: a step on the CPU is long
-    fits = all(other.dtype == x.dtype and other.is_contiguous() for other in companions) and x.is_contiguous()
-    return _dispatch.choose(op, impl, x, (fits, "the tensors are of several dtypes, or not contiguous"))
+    fits = x.dtype in (torch.float32, torch.float64) and x.is_contiguous()
+    fits = fits and all(other.dtype == x.dtype and other.is_contiguous() for other in companions)
+    return _dispatch.choose(op, impl, x, (fits, "tensors are not all float32 or all float64, or not contiguous"))
 
 
 if "adam_step" in _dispatch.KERNELS:  # not so without the library, or with an older build of it
