@@ -12,8 +12,7 @@ static bool aligned(const Upfirdn2dParams& p, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(p.input) | reinterpret_cast<uintptr_t>(p.output)) % bytes == 0;
 }
 
-// --- march
-// ------------------------------------------------------------------------------------------------------------
+// --- march ---
 
 // The number of taps that the march is compiled for: the smallest that holds the filter.
 static int march_taps(const Upfirdn2dParams& p) {
@@ -144,8 +143,7 @@ static const char* march(const Upfirdn2dParams& p, Upfirdn2dKernel kernel, cudaS
   return march_with_factors<T, 1, 12, true>(p, stream);
 }
 
-// --- direct
-// -----------------------------------------------------------------------------------------------------------
+// --- direct ---
 
 static dim3 direct_grid(const Upfirdn2dParams& p, const Upfirdn2dAxis& x, const Upfirdn2dAxis& y) {
   return dim3(static_cast<unsigned>(divide_up(x.out * p.channels, direct_lanes)),
@@ -181,8 +179,7 @@ static const char* direct(const Upfirdn2dParams& p, Upfirdn2dKernel kernel, cuda
   return launch_direct<compute_t<T>, T>(p, p.between, p.output, only_y, p.y, stream);
 }
 
-// --- all
-// --------------------------------------------------------------------------------------------------------------
+// --- all ---
 
 template <class T>
 static const char* run(const Upfirdn2dParams& p, cudaStream_t stream) {
