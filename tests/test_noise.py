@@ -1,5 +1,6 @@
-"""The noise regulariser and the normalisation: what they compute."""
+"""The noise regulariser and the normalisation: what they compute, and the native kernels of the CPU."""
 
+import ops_contract as contract
 import pytest
 import torch
 
@@ -73,9 +74,97 @@ def test_normalize(dtype):
     assert maps[0]._version > version
 
 
-def test_normalize_a_constant():
-    (map,) = noise.normalize_noise_([torch.full((1, 1, 8, 8), 0.5)])
-    assert torch.equal(map, torch.zeros(1, 1, 8, 8))
+@pytest.mark.parametrize("impl", ["native", "ref"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalize_a_constant(dtype, impl):
+    (map,) = noise.normalize_noise_([torch.full((2, 1, 97, 97), -1e5 / 3, dtype=dtype)], impl=impl)
+    assert torch.equal(map, torch.zeros(2, 1, 97, 97, dtype=dtype))
+
+
+CASES = [[(1, 4), (1, 8), (1, 16), (1, 9)], [(2, 75), (1, 300), (2, 256)], [(1, 1), (1, 2), (1, 3)], [(1, 512)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_native(case, dtype):
+    """Value, gradient and normalised maps against float64."""
+    maps = [(map + 0.3 + 0.5 * map.roll(1, 3) - 0.4 * map.roll(2, 2)).to(dtype) for map in maps_of(*case)]
+    compute = torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+
+    def results(maps, impl):
+        leaves = [map.clone().requires_grad_(True) for map in maps]
+        value = noise.noise_regularization(leaves, impl=impl)
+        return [value.detach(), *torch.autograd.grad(value @ torch.arange(1, 1 + len(value)).to(value), leaves)]
+
+    value, *gradients = results(maps, "native")
+    exact_value, *exact = results([map.double() for map in maps], "ref")
+    assert value.dtype == compute and contract.relative_error(value, exact_value) <= tolerance
+    for actual, wanted in zip(gradients, exact, strict=True):
+        rounding = torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0
+        assert actual.dtype == dtype and contract.relative_error(actual, wanted) <= tolerance + rounding
+    normalised = noise.normalize_noise_([map.clone() for map in maps], impl="native")
+    expected = noise.normalize_noise_([map.double() for map in maps], impl="ref")
+    for actual, wanted in zip(normalised, expected, strict=True):
+        assert torch.allclose(actual.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-12)
+
+
+def test_threads():
+    maps = maps_of((1, 256), (2, 130), dtype=torch.float32)
+
+    def results():
+        leaves = [map.clone().requires_grad_(True) for map in maps]
+        value = noise.noise_regularization(leaves, impl="native")
+        gradients = torch.autograd.grad(value.sum(), leaves)
+        return [value, *gradients, *noise.normalize_noise_([map.clone() for map in maps], impl="native")]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results()
+        torch.set_num_threads(2)
+        two = results()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_native_autograd():
+    maps = [map.requires_grad_(True) for map in maps_of((2, 12), (1, 17), (2, 5))]
+    native = lambda *maps: noise.noise_regularization(maps, impl="native")  # noqa: E731
+    assert torch.autograd.gradcheck(native, maps, fast_mode=True)
+    (gradient, *_) = torch.autograd.grad(native(*maps).sum(), maps, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), maps[0])
+
+
+def test_opcheck():
+    maps = [map.requires_grad_(True) for map in maps_of((2, 12), (1, 17))]
+    op = torch.ops.fastinv
+    torch.library.opcheck(op.noise_regularization.default, (maps,))
+    plain = [map.detach() for map in maps]
+    dvalue = torch.ones(2, dtype=torch.float64)
+    tests = ("test_schema", "test_faketensor")
+    backward = op.noise_regularization_backward.default
+    torch.library.opcheck(backward, (dvalue, plain, *op.noise_regularization(plain)[1:]), test_utils=tests)
+    torch.library.opcheck(op.normalize_noise_.default, (plain,), test_utils=tests)
+
+
+def test_compile():
+    maps = maps_of((2, 16), (1, 8))
+    compiled = torch.compile(lambda maps: noise.noise_regularization(maps), backend="aot_eager", fullgraph=True)
+    leaves = [map.clone().requires_grad_(True) for map in maps]
+    compiled(leaves).sum().backward()
+    again = [map.clone().requires_grad_(True) for map in maps]
+    noise.noise_regularization(again, impl="ref").sum().backward()
+    for a, b in zip(leaves, again, strict=True):
+        assert contract.relative_error(a.grad, b.grad) <= 1e-12
+    torch._dynamo.reset()
+
+
+def test_empty_batch():
+    assert noise.noise_regularization([torch.zeros(0, 1, 16, 16)]).shape == (0,)
+    noise.normalize_noise_([torch.zeros(0, 1, 16, 16)])
 
 
 @pytest.mark.parametrize("function", [noise.noise_regularization, noise.normalize_noise_])

@@ -79,17 +79,18 @@ __global__ void __launch_bounds__(kNoiseThreads) normalize_noise_kernel(Normaliz
   block_sums(between, unused, shared + 2 * kNoiseWarps);
   if (threadIdx.x == 0) {
     const double mean_square = (squares + between) / elements;
-    shared_factor[0] = mean_square == 0 ? 0.0 : 1.0 / sqrt(mean_square);  // a constant map becomes zeros
+    const double rounding = (sizeof(T) == 8 ? 0x1p-50 : 0x1p-21) * mean;  // 4 epsilon: a constant becomes zeros
+    shared_factor[0] = mean_square <= rounding * rounding ? 0.0 : 1.0 / sqrt(mean_square);
   }
   block_barrier();
-  const T factor = static_cast<T>(shared_factor[0]);
+  const double factor = shared_factor[0];
   T* x = static_cast<T*>(p.maps[b.map]) + b.offset;
 #pragma unroll 4
   for (int i = threadIdx.x * V; i < b.count; i += kNoiseThreads * V) {
     Vec<T, V> values = *reinterpret_cast<const Vec<T, V>*>(x + i);  // not by `load`: this kernel writes them
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      values.values[v] = static_cast<T>(static_cast<double>(values.values[v]) - mean) * factor;
+      values.values[v] = static_cast<T>((static_cast<double>(values.values[v]) - mean) * factor);
     }
     store(x + i, values);
   }

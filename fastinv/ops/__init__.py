@@ -3,6 +3,7 @@
 from .bias_act import bias_act, bias_act_ref
 from .conv2d_resample import conv2d_resample, conv2d_resample_ref
 from .modulated_conv2d import modulated_conv2d, modulated_conv2d_ref
+from .noise import noise_regularization, noise_regularization_ref, normalize_noise_, normalize_noise__ref
 from .styled_conv import styled_conv, styled_conv_ref
 from .upfirdn2d import (
     downsample2d,
@@ -27,6 +28,10 @@ __all__ = [
     "filter2d_ref",
     "modulated_conv2d",
     "modulated_conv2d_ref",
+    "noise_regularization",
+    "noise_regularization_ref",
+    "normalize_noise_",
+    "normalize_noise__ref",
     "setup_filter",
     "styled_conv",
     "styled_conv_ref",

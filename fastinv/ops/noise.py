@@ -22,7 +22,6 @@ from . import _dispatch
 
 SMALLEST = 8  # the regulariser averages while the map is larger than that
 MOST_MAPS, LARGEST = 24, 4096  # of the CUDA kernels
-DTYPES = (torch.float32, torch.float64)
 
 
 def _maps(op: str, maps) -> list[torch.Tensor]:
@@ -51,20 +50,25 @@ def _batch(op: str, maps: list[torch.Tensor]) -> int:
     return sizes.pop() if sizes else 1
 
 
+def _compute(maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [map.to(torch.promote_types(map.dtype, torch.float32)) for map in maps]
+
+
 def _choose(op: str, impl: str, maps: list[torch.Tensor], *checks) -> str:
     largest = max(map.shape[2] for map in maps)
     return _dispatch.choose(
-        op, impl, maps[0],
-        (maps[0].dtype in DTYPES, f"noise maps are float32 or float64, not {maps[0].dtype}"),
+        op,
+        impl,
+        maps[0],
         (len(maps) <= MOST_MAPS, f"the kernels take {MOST_MAPS} maps, not {len(maps)}"),
         (largest <= LARGEST, f"the kernels take maps of {LARGEST}x{LARGEST}, not {largest}x{largest}"),
         *checks,
-    )  # fmt: skip
+    )
 
 
 def noise_regularization_ref(maps):
     """`noise_regularization` in plain torch; differentiable any number of times."""
-    maps = _maps("noise_regularization", maps)
+    maps = _compute(_maps("noise_regularization", maps))
     total = maps[0].new_zeros([_batch("noise_regularization", maps)])
     for x in maps:
         while True:
@@ -85,9 +89,9 @@ def noise_regularization(maps, impl="auto"):
         impl: "auto", "native" (an error says why if it cannot; the gradient is then of the first order only) or "ref".
 
     Returns:
-        [N], the sums over the maps.
+        [N], the sums over the maps, in float32 for half precision.
     """
-    maps = _maps("noise_regularization", maps)
+    maps = _compute(_maps("noise_regularization", maps))
     _batch("noise_regularization", maps)
     if _choose("noise_regularization", impl, maps, (len(maps[0]) > 0, "the batch is empty")) == "ref":
         return noise_regularization_ref(maps)
@@ -99,16 +103,21 @@ def normalize_noise__ref(maps):
     maps = _maps("normalize_noise_", maps)
     with torch.no_grad():
         for map in maps:
-            map.sub_(map.mean((1, 2, 3), keepdim=True))
-            square = map.square().mean((1, 2, 3), keepdim=True)
-            map.mul_(torch.where(square > 0, square.rsqrt(), 0.0))
+            first = map[:, :, :1, :1].double()
+            centred = map.double() - first
+            mean = centred.mean((1, 2, 3), keepdim=True)
+            centred -= mean
+            square = centred.square().mean((1, 2, 3), keepdim=True)
+            is_constant = square <= (4 * torch.finfo(map.dtype).eps * (first + mean)).square()
+            map.copy_(centred * torch.where(is_constant, 0.0, square.rsqrt()))
     return maps
 
 
 def normalize_noise_(maps, impl="auto"):
     """Gives every sample of every map mean 0 and mean square 1, in place and without a gradient.
 
-    A constant map becomes zeros. Meant for after each step of the optimiser.
+    A sample that is constant, to four units in the last place, becomes zeros. Meant for after each step of an
+    optimiser.
 
     Args:
         maps: list or dict of [N, 1, R, R], also leaves that need a gradient.
@@ -121,8 +130,12 @@ def normalize_noise_(maps, impl="auto"):
     if _choose("normalize_noise_", impl, maps, (dense, "a map is not contiguous")) == "ref":
         return normalize_noise__ref(maps)
     with torch.no_grad():
-        torch.ops.fastinv.normalize_noise_([map.detach() for map in maps])
-    torch.autograd.graph.increment_version(maps)
+        compute = _compute([map.detach() for map in maps])
+        torch.ops.fastinv.normalize_noise_(compute)
+        if compute[0].dtype != maps[0].dtype:
+            torch._foreach_copy_(maps, compute)
+        else:
+            torch.autograd.graph.increment_version(maps)
     return maps
 
 
