@@ -105,52 +105,56 @@ void stage(const PerceptualStageParams<T>& p, int64_t begin, int64_t end) {
   }
 }
 
+// The gradient of pixel i of a window. With `pooled` it takes the pooling's gradient where it is above the pixels
+// before it and not below those behind it.
+template <int i, bool pooled, class T>
+void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> grad_value) {
+  using C = compute_t<T>;
+  constexpr int x = i == 0 ? 1 : 0, y = i <= 1 ? 2 : 1, z = i <= 2 ? 3 : 2;  // the other pixels, in order
+  const int64_t pixel = window.pixel[i], channels = p.channels;
+  const C factor = p.pixel_weight == nullptr ? grad_value : grad_value * p.pixel_weight[pixel];
+  const C inverse = p.inverse[pixel], target_inverse = p.target_inverse[pixel];
+  const C direct = C(2) * inverse * factor, slope = p.slope[pixel] * factor;
+  const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
+  const T *hx = p.h + window.pixel[x] * channels, *hy = p.h + window.pixel[y] * channels;
+  const T* hz = p.h + window.pixel[z] * channels;
+  const T* from_pool = pooled ? p.grad_pooled + window.pooled * channels : h;
+  const C* head = p.head;
+  T* grad = p.grad + pixel * channels;
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const C value = load(h[c]), difference = value * inverse - load(target[c]) * target_inverse;
+    C sum = head[c] * difference * direct - value * slope;
+    if constexpr (pooled) {
+      C share = load(from_pool[c]);
+      share = (x < i ? value > load(hx[c]) : value >= load(hx[c])) ? share : C(0);
+      share = (y < i ? value > load(hy[c]) : value >= load(hy[c])) ? share : C(0);
+      share = (z < i ? value > load(hz[c]) : value >= load(hz[c])) ? share : C(0);
+      sum += share;
+    }
+    store(grad[c], value <= C(0) ? C(0) : sum);
+  }
+}
+
+template <bool pooled, class T>
+void window_backward(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> grad_value) {
+  pixel_backward<0, pooled>(p, window, grad_value);
+  pixel_backward<1, pooled>(p, window, grad_value);
+  pixel_backward<2, pooled>(p, window, grad_value);
+  pixel_backward<3, pooled>(p, window, grad_value);
+}
+
 template <class T>
 void stage_backward(const PerceptualStageParams<T>& p, int64_t begin, int64_t end) {
-  using C = compute_t<T>;
-  const int64_t rows = (p.height + 1) / 2, columns = (p.width + 1) / 2, channels = p.channels;
-  const C* head = p.head;
+  const int64_t rows = (p.height + 1) / 2, columns = (p.width + 1) / 2;
   for (int64_t at = begin; at < end; ++at) {
-    const C grad_value = p.grad_value[at / rows] / (p.height * p.width);
+    const compute_t<T> grad_value = p.grad_value[at / rows] / (p.height * p.width);
     for (int64_t column = 0; column < columns; ++column) {
       const Window window = window_at(at / rows, at % rows, column, p.height, p.width);
-      for (int i = 0; i < 4; ++i) {
-        const int64_t pixel = window.pixel[i];
-        const C factor = p.pixel_weight == nullptr ? grad_value : grad_value * p.pixel_weight[pixel];
-        const C inverse = p.inverse[pixel], target_inverse = p.target_inverse[pixel];
-        const C direct = C(2) * inverse * factor, slope = p.slope[pixel] * factor;
-        const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
-        T* grad = p.grad + pixel * channels;
-        if (p.grad_pooled == nullptr || !window.complete) {
-#pragma omp simd
-          for (int64_t c = 0; c < channels; ++c) {
-            const C value = load(h[c]), difference = value * inverse - load(target[c]) * target_inverse;
-            const C sum = head[c] * difference * direct - value * slope;
-            store(grad[c], value <= C(0) ? C(0) : sum);
-          }
-          continue;
-        }
-        // This pixel takes the pooling's gradient where it is above those before it and not below those behind it.
-        const T* from_pool = p.grad_pooled + window.pooled * channels;
-        const T* others[3];
-        bool before[3];
-        for (int k = 0, other = 0; other < 4; ++other) {
-          if (other == i) continue;
-          others[k] = p.h + window.pixel[other] * channels;
-          before[k++] = other < i;
-        }
-        const bool before0 = before[0], before1 = before[1], before2 = before[2];
-        const T *other0 = others[0], *other1 = others[1], *other2 = others[2];
-#pragma omp simd
-        for (int64_t c = 0; c < channels; ++c) {
-          const C value = load(h[c]), difference = value * inverse - load(target[c]) * target_inverse;
-          const C a = load(other0[c]), b = load(other1[c]), d = load(other2[c]);
-          bool largest = before0 ? value > a : value >= a;
-          largest = largest & (before1 ? value > b : value >= b);
-          largest = largest & (before2 ? value > d : value >= d);
-          const C sum = head[c] * difference * direct - value * slope + (largest ? load(from_pool[c]) : C(0));
-          store(grad[c], value <= C(0) ? C(0) : sum);
-        }
+      if (p.grad_pooled != nullptr && window.complete) {
+        window_backward<true>(p, window, grad_value);
+      } else {
+        window_backward<false>(p, window, grad_value);
       }
     }
   }
