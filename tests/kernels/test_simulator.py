@@ -66,6 +66,30 @@ def test_orders_differ():
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(
+    "kind, check, kernel",
+    [
+        ("block_barrier", check_sum, "sum"),
+        ("shuffle_xor", check_sum, "sum"),
+        ("copy_async_wait", check_neighbours, "neighbours"),
+        ("warp_barrier", check_mma, "mma"),
+    ],
+)
+def test_omit(kind, check, kernel):
+    """An operation of a kernel can be left out at run time, which the check of the kernel notices."""
+    selftest.set_order("forward")
+    selftest.forget_operations()
+    check(getattr(selftest, kernel))
+    (operation,) = [name for name in selftest.operations() if name.startswith(kind + " selftest.cuh:")]
+    selftest.omit(operation)
+    try:
+        with pytest.raises(AssertionError):
+            check(getattr(selftest, kernel))
+    finally:
+        selftest.omit("")
+    check(getattr(selftest, kernel))
+
+
 def test_unknown_order():
     with pytest.raises(ValueError, match="order: sideways; must be forward, reverse or random"):
         selftest.set_order("sideways")
