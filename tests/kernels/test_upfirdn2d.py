@@ -116,6 +116,17 @@ def test_four_taps(kernels, f, resampling, channels_last):
         check(kernels, x, marched(dtype, channels_last), f=f, channels_last=channels_last, **resampling)
 
 
+@pytest.mark.parametrize("order", host.ORDERS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("resampling", ["blur", "up", "down"])
+def test_an_outer_product_is_found(kernels, resampling, channels_last, order):
+    """The same bits as from the 1-D filter, which other orders of summation would not give."""
+    x = picture(torch.float32, channels_last)
+    setting = RESAMPLINGS[resampling] | dict(channels_last=channels_last, order=order)
+    row = ops.setup_filter([1, 3, 3, 1], separable=True)
+    assert torch.equal(run(kernels, x, F4, **setting)[0], run(kernels, x, row, **setting)[0])
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("resampling", RESAMPLINGS.values(), ids=RESAMPLINGS.keys())
 @pytest.mark.parametrize("taps", [5, 6, 7, 8])
