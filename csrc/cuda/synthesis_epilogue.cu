@@ -21,7 +21,7 @@ template <class T, int V, bool kRgb>
 static const char* forward(const SynthesisEpilogueParams& p, cudaStream_t stream) {
   using C = compute_t<T>;
   constexpr int pixels_at_once = V == 1 ? 2 : kRgb ? 32 / (V * sizeof(T)) : 4;
-  constexpr int most_steps = 8, enough_blocks = 4096;
+  constexpr int most_steps = 4, enough_blocks = 2048;
   SynthesisWalk walk{};
   walk.lane_bits = bits_for((p.channels + V - 1) / V);
   const int lanes = 1 << walk.lane_bits, threads = max(256, lanes), rows = threads / lanes;

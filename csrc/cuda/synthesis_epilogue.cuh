@@ -1,10 +1,10 @@
-// Kernels of synthesis_epilogue and its backward for the forms without a filter. A thread keeps V channels (16 bytes)
-// over several pixels, so that the operands of its channels stay in registers; `lanes` threads side by side, a power of
-// two, make up a pixel, `rows` of them a block.
+// Kernels of synthesis_epilogue and its backward for the forms without a filter. A thread keeps V channels over several
+// pixels, so that their operands stay in registers; `lanes` threads side by side, a power of two, make up a pixel,
+// `rows` of them a block. V is 8 to 16 bytes, see synthesis_epilogue.cu, or one channel.
 //
-// Estimate for half at 1024 x 1024 x 32 on an H200 (4.3 TB/s, 30 T instructions/s a lane, so 7 instructions a byte):
-//   forward   6 bytes an element (u, y, next) + 24 a pixel: 15 us a sample; about 19 instructions of 42 that fit
-//   backward  6 bytes an element (dnext, y, du) + 16 a pixel + sums (1 %): 50 us; about 24 instructions of 42
+// Estimate for half, 1024 x 1024 x 32, on an H200: 4.3 TB/s and 30 T instructions/s (of a lane), so 7 for each byte.
+//   forward   6 bytes an element (u, y, next), 19 a pixel: 221 MB, 51 us; about 20 instructions an element, 46 fit
+//   backward  6 bytes an element (dnext, y, du), 16 a pixel, sums 3 MB: 221 MB, 51 us; about 25 instructions, 46 fit
 #pragma once
 
 #include "synthesis_point.cuh"
@@ -50,8 +50,8 @@ __device__ __forceinline__ C sum_lanes(C value, int lanes) {
   return value;
 }
 
-// Threads of a block, and what the registers must leave room for: about 80 registers, so that enough loads are on their
-// way. One channel a thread needs few, and up to 1024 threads for a pixel.
+// Threads of a block, and how many blocks the registers must leave room for: 20 to 24 warps with 32 (forward) or 64
+// bytes of loads on their way in each thread. One channel a thread takes up to 1024 threads for a pixel.
 template <int V>
 constexpr int forward_threads = V == 1 ? kSynthesisMostChannels : 256;
 template <int V>
@@ -59,9 +59,7 @@ constexpr int forward_blocks = V == 1 ? 1 : 3;
 template <int V>
 constexpr int backward_threads = V == 1 ? kSynthesisMostChannels : 128;
 template <class T, int V, bool kRgb>
-constexpr int backward_blocks = V == 1                   ? 1
-                                : sizeof(T) == 2 && kRgb ? 5
-                                                         : 6;
+constexpr int backward_blocks = V == 1 ? 1 : (sizeof(T) == 2 && kRgb ? 5 : 6);
 
 // grid (blocks over the pixels, samples). Dynamic shared memory with a picture: 3 values for each warp of each pixel.
 template <class T, int V, bool kRgb, int kPixels>
@@ -171,13 +169,24 @@ __global__ void __launch_bounds__(backward_threads<V>, (backward_blocks<T, V, kR
   const int64_t sample = blockIdx.y;
   const int64_t tile_offset = (sample * pixels + begin) * p.channels + first;
   const bool has_channels = first < p.channels;
-  const int own = has_channels ? count : 0;                       // pixels for which this thread has channels
-  const T* dnext = static_cast<const T*>(p.dnext) + tile_offset;  // not read if null
+  const int own = has_channels ? count : 0;  // pixels for which this thread has channels
   const T* y = static_cast<const T*>(p.y) + tile_offset;
+  const T* dnext = p.dnext == nullptr ? y : static_cast<const T*>(p.dnext) + tile_offset;  // not read if null
   T* du = static_cast<T*>(p.du) + sample * pixels * p.channels + first;
 
-  PixelTerms<C>* terms = reinterpret_cast<PixelTerms<C>*>(shared);
   const int step = rows * kPixels, steps = (count + step - 1) / step;
+  Vec<T, V> dnext_values[kPixels], y_values[kPixels];
+  const auto fetch = [&](int s) {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int pixel = s * step + i * rows + row;
+      dnext_values[i] = load_or_zero<T, V>(dnext + pixel * p.channels, pixel < own && p.dnext != nullptr);
+      y_values[i] = load_or_zero<T, V>(y + pixel * p.channels, pixel < own);
+    }
+  };
+  fetch(0);  // on its way while the rest is prepared
+
+  PixelTerms<C>* terms = reinterpret_cast<PixelTerms<C>*>(shared);
   for (int i = threadIdx.x; i < steps * step; i += blockDim.x) {
     PixelTerms<C> term = {};
     if (p.noise != nullptr && i < count) {
@@ -196,17 +205,9 @@ __global__ void __launch_bounds__(backward_threads<V>, (backward_blocks<T, V, kR
 
   const int parts = max(1, lanes / 32);
   for (int s = 0; s < steps; ++s) {
-    const int base = s * step + row;
-    Vec<T, V> dnext_values[kPixels], y_values[kPixels];
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const int pixel = base + i * rows;
-      dnext_values[i] = load_or_zero<T, V>(dnext + pixel * p.channels, pixel < own && p.dnext != nullptr);
-      y_values[i] = load_or_zero<T, V>(y + pixel * p.channels, pixel < own);
-    }
-#pragma unroll
-    for (int i = 0; i < kPixels; ++i) {
-      const int pixel = base + i * rows;
+      const int pixel = s * step + i * rows + row;
       const PixelTerms<C> term = terms[pixel];
       C dv[V];
       backward_point<kRgb, true>(dnext_values[i], y_values[i], term.visible, term.noise, channels, k, sums, dv);
@@ -224,6 +225,7 @@ __global__ void __launch_bounds__(backward_threads<V>, (backward_blocks<T, V, kR
         if (lane % 32 == 0 && pixel < count) shared[pixel * parts + lane / 32] = sum;
       }
     }
+    fetch(s + 1);
   }
 
   if (p.dnoise != nullptr) {
