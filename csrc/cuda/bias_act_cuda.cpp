@@ -21,7 +21,7 @@ struct Tensors {
 std::tuple<Tensor, Tensor> compute(cuda::BiasActOrder order, const Tensors& in, const Settings& settings,
                                    bool need_db) {
   FASTINV_CHECK(settings.act >= 0 && settings.act <= 8, "bias_act: act must be a code in 0..8, got ", settings.act);
-  const DeviceGuard guard(in.x.get_device_index());
+  const DeviceGuard guard = device_guard("bias_act", in.x);
   const bool channels_last = prefers_channels_last(in.x);
   const Tensor x = in_layout(in.x, channels_last);
   const ScalarType dtype = x.scalar_type();

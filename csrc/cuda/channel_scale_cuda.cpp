@@ -18,7 +18,7 @@ Tensor channel_scale(const Tensor& x_any, const Tensor& scale_any) {
   const char* op = "modulated_conv2d_scale";
   const bool channels_last = prefers_channels_last(x_any);
   check_picture(op, x_any, channels_last);
-  const DeviceGuard guard(x_any.get_device_index());
+  const DeviceGuard guard = device_guard(op, x_any);
   const Tensor x = in_layout(x_any, channels_last);
   const ScalarType dtype = x.scalar_type();
   const Tensor scale = cuda_operand(op, "scale", scale_any, x, cuda_compute_dtype(dtype), {x.size(0), x.size(1)});
@@ -35,7 +35,7 @@ Tensor channel_dot(const Tensor& a_any, const Tensor& b_any) {
   const char* op = "modulated_conv2d_dot";
   const bool channels_last = prefers_channels_last(a_any);
   check_picture(op, a_any, channels_last);
-  const DeviceGuard guard(a_any.get_device_index());
+  const DeviceGuard guard = device_guard(op, a_any);
   const Tensor a = in_layout(a_any, channels_last);
   const ScalarType dtype = a.scalar_type(), compute = cuda_compute_dtype(dtype);
   const Tensor b = cuda_operand(op, "b", b_any, a, dtype, sizes_of(a), channels_last);

@@ -1,5 +1,5 @@
 // What the checks and registrations of CUDA kernels (<op>_cuda.cpp) share: dtypes, operands, outputs, launch errors.
-// Every op starts with a device guard:  DeviceGuard guard(x.get_device_index());
+// Every op starts with a device guard:  const DeviceGuard guard = device_guard("bias_act", x);
 #pragma once
 
 #include "../common/cuda_stream.h"
@@ -8,6 +8,12 @@
 namespace fastinv {
 
 using torch::stable::accelerator::DeviceGuard;
+
+// Makes the device of x, the leading tensor, the current one.
+inline DeviceGuard device_guard(const char* op, const Tensor& x) {
+  FASTINV_CHECK(x.is_cuda(), op, ": the CUDA kernel takes tensors on a CUDA device");
+  return DeviceGuard(x.get_device_index());
+}
 
 inline cuda::Dtype cuda_dtype(const char* op, ScalarType dtype) {
   switch (dtype) {
