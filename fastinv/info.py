@@ -16,6 +16,8 @@ VARIABLES = ("FASTINV_DISABLE_NATIVE", "FASTINV_LIBRARY", "FASTINV_CPU_ISA")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Public ops that run on the native op of another one.
 RUNS_ON = {name: "upfirdn2d" for name in ("filter2d", "upsample2d", "downsample2d")}
+# Families of native ops that are no public functions: what a prepared generator, LPIPS and the inversion loop run on.
+FAMILIES = ("synthesis", "perceptual", "adam")
 
 
 def _version(package: str) -> str:
@@ -32,7 +34,7 @@ def op_backends() -> list[dict]:
     for reasons that lie in their arguments; `_dispatch.fallbacks` counts those of this process.
     """
     entries = []
-    for op in sorted(name for name in ops.__all__ if f"{name}_ref" in ops.__all__):
+    for op in [*sorted(name for name in ops.__all__ if f"{name}_ref" in ops.__all__), *FAMILIES]:
         for device in _dispatch.DTYPES:
             for dtype in DTYPES:
                 reason = _dispatch.obstacle(RUNS_ON.get(op, op), device, dtype)
@@ -112,10 +114,11 @@ def _lines(facts: dict):
         backends.setdefault((entry["op"], entry["device"]), {}).setdefault(entry["backend"], []).append(entry["dtype"])
         if entry["reason"]:
             reasons.setdefault(entry["reason"], []).append(f"{entry['op']} {entry['device']} {entry['dtype']}")
-    yield f"{'op':<18} {'device':<7} {'native for':<28} reference for"
+    width = max(len(op) for op, _ in backends)
+    yield f"{'op':<{width}} {'device':<7} {'native for':<37} reference for"
     for (op, device), dtypes in backends.items():
         native, reference = (", ".join(dtypes.get(kind, ["-"])) for kind in ("native", "ref"))
-        yield f"{op:<18} {device:<7} {native:<28} {reference}"
+        yield f"{op:<{width}} {device:<7} {native:<37} {reference}"
     if reasons:
         yield ""
         yield "why the reference:"
