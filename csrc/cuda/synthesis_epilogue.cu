@@ -28,7 +28,8 @@ static const char* forward(const SynthesisEpilogueParams& p, cudaStream_t stream
   const int64_t step = rows * pixels_at_once, steps = (int64_t(p.height) * p.width + step - 1) / step;
   walk.steps = static_cast<int>(max(int64_t(1), min(int64_t(most_steps), steps * p.samples / enough_blocks)));
   const dim3 grid(static_cast<unsigned>((steps + walk.steps - 1) / walk.steps), static_cast<unsigned>(p.samples));
-  const size_t shared = p.rgb_weight != nullptr ? step * max(1, lanes / 32) * 3 * sizeof(C) : 0;
+  const size_t rgb_parts = step * max(1, lanes / 32) * 3 * min(2, walk.steps);
+  const size_t shared = p.rgb_weight != nullptr ? rgb_parts * sizeof(C) : 0;
   return launch(synthesis_epilogue_kernel<T, V, kRgb, pixels_at_once>, grid, threads, shared, stream, p,
                 synthesis_constants<C>(p), walk);
 }

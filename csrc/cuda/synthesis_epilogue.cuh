@@ -61,12 +61,13 @@ constexpr int backward_threads = V == 1 ? kSynthesisMostChannels : 128;
 template <class T, int V, bool kRgb>
 constexpr int backward_blocks = V == 1 ? 1 : (sizeof(T) == 2 && kRgb ? 5 : 6);
 
-// grid (blocks over the pixels, samples). Dynamic shared memory with a picture: 3 values for each warp of each pixel.
+// grid (blocks over the pixels, samples). Dynamic shared memory with a picture: 3 values for each warp of each pixel,
+// for two steps in turn.
 template <class T, int V, bool kRgb, int kPixels>
 __global__ void __launch_bounds__(forward_threads<V>, forward_blocks<V>)
     synthesis_epilogue_kernel(SynthesisEpilogueParams p, SynthesisConstants<compute_t<T>> k, SynthesisWalk walk) {
   using C = compute_t<T>;
-  FASTINV_DYNAMIC_SHARED(C, parts_of_rgb);  // [pixel of the step][warp of the pixel][3]
+  FASTINV_DYNAMIC_SHARED(C, shared);
   const int lanes = 1 << walk.lane_bits, rows = blockDim.x >> walk.lane_bits;
   const int lane = threadIdx.x & (lanes - 1), row = threadIdx.x >> walk.lane_bits;
   const int first = lane * V, pixels = p.height * p.width, step = rows * kPixels;
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(forward_threads<V>, forward_blocks<V>)
   for (int s = 0; s < walk.steps; ++s) {
     const int base = (blockIdx.x * walk.steps + s) * step;
     if (base >= pixels) break;
+    C* parts_of_rgb = shared + (s % 2) * (step * parts * 3);  // [pixel of the step][warp of the pixel][3]
     Vec<T, V> values[kPixels];
     C noise[kPixels];
 #pragma unroll
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(forward_threads<V>, forward_blocks<V>)
       }
     }
     if (picture) {
-      block_barrier();
+      block_barrier();  // one a step: who is two steps ahead has met the others in between
       for (int i = threadIdx.x; i < step && base + i < pixels; i += blockDim.x) {
         C sums[3] = {C(0), C(0), C(0)};
         for (int part = 0; part < parts; ++part) {
@@ -126,7 +128,6 @@ __global__ void __launch_bounds__(forward_threads<V>, forward_blocks<V>)
         const int row_of_image = (base + i) / p.width;
         write_picture(p, k, sample, row_of_image, base + i - row_of_image * p.width, sums);
       }
-      block_barrier();
     }
   }
 }
