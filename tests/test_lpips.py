@@ -112,9 +112,12 @@ def stage_inputs(dtype, count=2, channels=24, height=5, width=7):
     return u, random(channels).round().to(dtype), constants, random(count, height, width).square(), grads
 
 
-@pytest.mark.skipif(
+native = pytest.mark.skipif(
     "cpu" not in _dispatch.KERNELS.get("perceptual_stage", ()), reason="the native library is not built"
 )
+
+
+@native
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", [(24, 5, 7), (64, 4, 6), (3, 2, 2), (130, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -140,6 +143,34 @@ def test_native_stage(dtype, size, weighted):
         tolerance = {"rtol": 8e-3, "atol": 1e-5}
     torch.testing.assert_close(grad, right, **(tolerance | {"atol": max(tolerance["atol"], 1e-13)}))
     assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@native
+def test_native_stage_keeps_torchs_contract():
+    u, bias, constants, pixel_weight, (grad_value, grad_pooled) = stage_inputs(torch.float32)
+    constants = *constants, pixel_weight
+    h, _, inverse, slope, _ = perceptual.perceptual_stage(u, bias, *constants)
+    parts = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.fastinv.perceptual_stage.default, (u, bias, *constants, True), test_utils=parts)
+    arguments = h, inverse, slope, *constants, grad_value, grad_pooled
+    torch.library.opcheck(torch.ops.fastinv.perceptual_stage_backward.default, arguments, test_utils=parts)
+
+
+@native
+def test_native_stage_refuses_what_does_not_fit():
+    u, bias, constants, *_ = stage_inputs(torch.float32)
+    head, target, inverse = constants
+    for wrong in (
+        (bias[1:], head, target, inverse),
+        (bias, head.double(), target, inverse),
+        (bias, head, u[1:], inverse),
+    ):
+        with pytest.raises(RuntimeError, match="perceptual_stage: (bias|head|target) must be"):
+            perceptual.perceptual_stage(u, *wrong, impl="native")
+    with pytest.raises(RuntimeError, match="head, target and target_inverse come together"):
+        perceptual.perceptual_stage(u, bias, head, impl="native")
+    with pytest.raises(RuntimeError, match="pooling needs at least 2x2 pixels, got 1x7"):
+        perceptual.perceptual_stage(u[:, :, :1], bias, impl="native")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -71,11 +71,11 @@ compute_t<T> distance(const PerceptualStageParams<T>& p, int64_t pixel, compute_
   const int64_t channels = p.channels;
   const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
   const C* head = p.head;
-  const C target_inverse = p.target_inverse[pixel];
+  const C ratio = p.target_inverse[pixel] / inverse;  // 1 for the target itself, which is then at distance 0 exactly
   C sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
   for (int64_t c = 0; c < channels; ++c) {
-    const C difference = load(h[c]) * inverse - load(target[c]) * target_inverse;
+    const C difference = (load(h[c]) - load(target[c]) * ratio) * inverse;
     sum += head[c] * difference * difference;
     dot += head[c] * difference * load(h[c]);
   }
@@ -113,7 +113,7 @@ void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, com
   constexpr int x = i == 0 ? 1 : 0, y = i <= 1 ? 2 : 1, z = i <= 2 ? 3 : 2;  // the other pixels, in order
   const int64_t pixel = window.pixel[i], channels = p.channels;
   const C factor = p.pixel_weight == nullptr ? grad_value : grad_value * p.pixel_weight[pixel];
-  const C inverse = p.inverse[pixel], target_inverse = p.target_inverse[pixel];
+  const C inverse = p.inverse[pixel], ratio = p.target_inverse[pixel] / inverse;
   const C direct = C(2) * inverse * factor, slope = p.slope[pixel] * factor;
   const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
   const T *hx = p.h + window.pixel[x] * channels, *hy = p.h + window.pixel[y] * channels;
@@ -123,7 +123,7 @@ void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, com
   T* grad = p.grad + pixel * channels;
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    const C value = load(h[c]), difference = value * inverse - load(target[c]) * target_inverse;
+    const C value = load(h[c]), difference = (value - load(target[c]) * ratio) * inverse;
     C sum = head[c] * difference * direct - value * slope;
     if constexpr (pooled) {
       C share = load(from_pool[c]);

@@ -229,10 +229,11 @@ __device__ __forceinline__ void distance_to_target(const PerceptualStageParams& 
   FASTINV_SHARED(C, warp_sums, kPerceptualThreads / 32);
   const int64_t pixels = static_cast<int64_t>(p.height) * p.width, sample = blockIdx.z;
   const T* target = static_cast<const T*>(p.target) + sample * pixels * p.channels;
-  C target_inverse[4], distance[4] = {C(0), C(0), C(0), C(0)}, dot[4] = {C(0), C(0), C(0), C(0)};
+  C ratio[4], distance[4] = {C(0), C(0), C(0), C(0)}, dot[4] = {C(0), C(0), C(0), C(0)};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    target_inverse[i] = load_one(static_cast<const C*>(p.target_inverse) + sample * pixels + window.pixel[i]);
+    // 1 for the target itself, which is then at distance 0 exactly, whatever the compiler fuses
+    ratio[i] = load_one(static_cast<const C*>(p.target_inverse) + sample * pixels + window.pixel[i]) / inverse[i];
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -244,7 +245,7 @@ __device__ __forceinline__ void distance_to_target(const PerceptualStageParams& 
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const C value = to_compute(h[k][i].values[v]);
-        const C difference = value * inverse[i] - to_compute(other.values[v]) * target_inverse[i];
+        const C difference = (value - to_compute(other.values[v]) * ratio[i]) * inverse[i];
         const C weighted = head.values[v] * difference;
         distance[i] += weighted * difference;
         dot[i] += weighted * value;
@@ -340,7 +341,7 @@ __global__ void __launch_bounds__(kPerceptualThreads, 1)
 // relu', pooling' and distance' in one pass. One thread for each window and vector of channels.
 // Block (x: windows of a row times vectors, y: row, z: sample).
 template <class T>
-__global__ void __launch_bounds__(kPerceptualThreads)
+__global__ void __launch_bounds__(kPerceptualThreads, 1)
     perceptual_stage_backward_kernel(PerceptualStageParams p, int log2_vectors) {
   using C = compute_t<T>;
   constexpr int V = 16 / sizeof(T);
@@ -388,12 +389,12 @@ __global__ void __launch_bounds__(kPerceptualThreads)
         p.pixel_weight == nullptr ? grad_value : grad_value * load_one(static_cast<const C*>(p.pixel_weight) + at);
     const C inverse = load_one(static_cast<const C*>(p.inverse) + at),
             slope = load_one(static_cast<const C*>(p.slope) + at) * factor;
-    const C target_inverse = load_one(static_cast<const C*>(p.target_inverse) + at), direct = C(2) * inverse * factor;
+    const C ratio = load_one(static_cast<const C*>(p.target_inverse) + at) / inverse, direct = C(2) * inverse * factor;
     Vec<T, V> grad;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const C value = to_compute(features[i].values[v]);
-      const C difference = value * inverse - to_compute(other[i].values[v]) * target_inverse;
+      const C difference = (value - to_compute(other[i].values[v]) * ratio) * inverse;
       C sum = head.values[v] * difference * direct - value * slope;
       if (source[v] == i) sum += to_compute(from_pool.values[v]);
       if (value <= C(0)) sum = C(0);
