@@ -38,7 +38,6 @@ class Resources:
 
 @dataclasses.dataclass
 class Kernel:
-    file: str
     load: int = 0  # bytes of the widest read-only or asynchronous load from global memory
     store: int = 0  # bytes of the widest store to global memory
     resources: dict = dataclasses.field(default_factory=dict)  # architecture -> Resources
@@ -99,7 +98,7 @@ def demangle(names):
 
 
 def compile_file(path):
-    """{short name: Kernel} of one .cu file."""
+    """{(file, short name): Kernel} of one .cu file."""
     with tempfile.TemporaryDirectory() as scratch:
         command = ["nvcc", "-std=c++17", "-c", str(path), "-o", f"{scratch}/kernels.o", "-Xptxas", "-v"]
         command += ["--keep", "--keep-dir", scratch]
@@ -115,7 +114,7 @@ def compile_file(path):
         raise SystemExit(f"{path}: two kernels have the same name without their parameters; rename one")
     kernels = {}
     for (name, architecture), resources in found.items():
-        kernel = kernels.setdefault(short[name], Kernel(path.name, *widths.get(name, (0, 0))))
+        kernel = kernels.setdefault((path.name, short[name]), Kernel(*widths.get(name, (0, 0))))
         kernel.resources[architecture] = resources
     return kernels
 
@@ -132,29 +131,29 @@ def write_table(kernels, version):
         "# load, store: bytes of the widest one; sm_*: registers/static shared bytes/stack bytes",
         "\t".join(("file", "kernel", "load", "store", *ARCHITECTURES)),
     ]
-    for (file, name), kernel in sorted(((kernel.file, name), kernel) for name, kernel in kernels.items()):
+    for (file, name), kernel in sorted(kernels.items()):
         cells = [f"{r.registers}/{r.shared}/{r.stack}" for r in (kernel.resources[a] for a in ARCHITECTURES)]
         lines.append("\t".join((file, name, str(kernel.load), str(kernel.store), *cells)))
     return "\n".join(lines) + "\n"
 
 
 def read_table(text):
-    """(nvcc's version, {short name: Kernel}) of the table's text."""
+    """(nvcc's version, {(file, short name): Kernel}) of the table's text."""
     version = re.match(r"# nvcc (\S+);", text).group(1)
     header, *rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     kernels = {}
     for file, name, load, store, *cells in rows:
-        kernels[name] = Kernel(file, int(load), int(store))
+        kernel = kernels[file, name] = Kernel(int(load), int(store))
         for architecture, cell in zip(header[4:], cells):
-            kernels[name].resources[architecture] = Resources(*map(int, cell.split("/")))
+            kernel.resources[architecture] = Resources(*map(int, cell.split("/")))
     return version, kernels
 
 
 def spills(kernels):
     """A line for each kernel and architecture that spills registers."""
     return [
-        f"{kernel.file}: {name} on {architecture} spills {resources.spills} bytes of registers"
-        for name, kernel in sorted(kernels.items())
+        f"{file}: {name} on {architecture} spills {resources.spills} bytes of registers"
+        for (file, name), kernel in sorted(kernels.items())
         for architecture, resources in kernel.resources.items()
         if resources.spills
     ]
@@ -163,20 +162,20 @@ def spills(kernels):
 def regressions(kernels, table):
     """A line for each way in which the kernels are worse than the table, or not the same kernels."""
     lines = []
-    for name in sorted(kernels.keys() - table.keys()):
-        lines.append(f"{kernels[name].file}: {name} is not in the table")
-    for name in sorted(table.keys() - kernels.keys()):
-        lines.append(f"{table[name].file}: {name} is in the table and was not compiled")
-    for name in sorted(kernels.keys() & table.keys()):
-        now, before = kernels[name], table[name]
+    for file, name in sorted(kernels.keys() - table.keys()):
+        lines.append(f"{file}: {name} is not in the table")
+    for file, name in sorted(table.keys() - kernels.keys()):
+        lines.append(f"{file}: {name} is in the table and was not compiled")
+    for file, name in sorted(kernels.keys() & table.keys()):
+        now, before = kernels[file, name], table[file, name]
         for what in ("load", "store"):
             if getattr(now, what) < getattr(before, what):
-                lines.append(f"{now.file}: {name}: widest {what} {getattr(before, what)} -> {getattr(now, what)} bytes")
+                lines.append(f"{file}: {name}: widest {what} {getattr(before, what)} -> {getattr(now, what)} bytes")
         for architecture, resources in now.resources.items():
             for what in ("registers", "shared", "stack"):
                 old = getattr(before.resources.get(architecture, Resources()), what)
                 if getattr(resources, what) > old:
-                    lines.append(f"{now.file}: {name} on {architecture}: {what} {old} -> {getattr(resources, what)}")
+                    lines.append(f"{file}: {name} on {architecture}: {what} {old} -> {getattr(resources, what)}")
     return lines
 
 
@@ -191,14 +190,12 @@ def main():
     kernels = {}
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for found in pool.map(compile_file, paths):
-            if twice := kernels.keys() & found.keys():
-                raise SystemExit(f"two files have a kernel of this name: {', '.join(sorted(twice))}")
             kernels |= found
     version = nvcc_version()
     recorded_version, table = read_table(TABLE.read_text()) if TABLE.exists() else (version, {})
     names = {path.name for path in paths}
-    others = {name: kernel for name, kernel in table.items() if arguments.files and kernel.file not in names}
-    table = {name: kernel for name, kernel in table.items() if name not in others}
+    others = {key: kernel for key, kernel in table.items() if arguments.files and key[0] not in names}
+    table = {key: kernel for key, kernel in table.items() if key not in others}
 
     problems = spills(kernels)
     if arguments.update:

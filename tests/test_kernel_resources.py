@@ -74,7 +74,7 @@ def kernels(**changes):
         name: Resources(**{"registers": 40, "shared": 768, "stack": 0} | changes.get(name, {}))
         for name in gate["ARCHITECTURES"]
     }
-    return {"add_kernel<float, 4>": Kernel("add.cu", changes.get("load", 16), changes.get("store", 16), resources)}
+    return {("add.cu", "add_kernel<float, 4>"): Kernel(changes.get("load", 16), changes.get("store", 16), resources)}
 
 
 def test_table_round_trip():
