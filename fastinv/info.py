@@ -16,8 +16,8 @@ VARIABLES = ("FASTINV_DISABLE_NATIVE", "FASTINV_LIBRARY", "FASTINV_CPU_ISA")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Public ops that run on the native op of another one.
 RUNS_ON = {name: "upfirdn2d" for name in ("filter2d", "upsample2d", "downsample2d")}
-# Families of native ops that are no public functions: what a prepared generator, LPIPS and the inversion loop run on.
-FAMILIES = ("synthesis", "perceptual", "adam")
+# Native ops that are no public functions: of a prepared generator (all of its own), of LPIPS, of the inversion loop.
+FAMILIES = ("synthesis", "perceptual_stage", "adam")
 
 
 def _version(package: str) -> str:

@@ -30,7 +30,7 @@ def test_library_is_built_here():
 
 def test_all_ops_are_native_on_the_cpu():
     for entry in info.op_backends():
-        if entry["device"] == "cpu" and entry["dtype"] != "float16" and entry["op"] != "adam":  # by design, see ops/adam
+        if entry["device"] == "cpu" and entry["dtype"] != "float16" and entry["op"] != "adam":  # its design
             assert entry["backend"] == "native", entry
 
 

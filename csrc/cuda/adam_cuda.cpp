@@ -32,7 +32,7 @@ void adam_record(const Tensor& total_any, const Tensor& values_any, const Tensor
   FASTINV_CHECK(total_any.is_cuda() && total_any.dim() == 1, op, ": total must be [N] on a CUDA device");
   FASTINV_CHECK(values_any.dim() == 2 && curves.dim() == 3, op, ": values must be [terms, N] and curves [page, ",
                 "1 + terms, N], got ", to_string(sizes_of(values_any)), " and ", to_string(sizes_of(curves)));
-  const DeviceGuard guard(total_any.get_device_index());
+  const DeviceGuard guard = device_guard("adam_record", total_any);
   const ScalarType dtype = total_any.scalar_type(), integer = ScalarType::Long;
   const int64_t pictures = total_any.size(0), terms = values_any.size(0), page = curves.size(0);
   const Tensor total = in_layout(total_any, false);
@@ -61,7 +61,7 @@ void adam_step(const Tensor& variable, const Tensor& gradient_any, const Tensor&
   FASTINV_CHECK(variable.is_cuda() && variable.dim() >= 1, op, ": variable must be [N, ...] on a CUDA device");
   FASTINV_CHECK(coefficients_any.dim() == 2 && coefficients_any.size(0) >= 1, op,
                 ": coefficients must be [page, columns], got ", to_string(sizes_of(coefficients_any)));
-  const DeviceGuard guard(variable.get_device_index());
+  const DeviceGuard guard = device_guard("adam_step", variable);
   const ScalarType dtype = variable.scalar_type();
   const std::vector<int64_t> sizes = sizes_of(variable);
   const Tensor gradient = cuda_operand(op, "gradient", gradient_any, variable, dtype, sizes);

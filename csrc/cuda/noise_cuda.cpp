@@ -49,7 +49,7 @@ cuda::NoiseParams noise_params(const char* op, const std::vector<Tensor>& maps) 
 std::tuple<Tensor, Tensor, Tensor> noise_regularization_cuda(std::vector<Tensor> maps) {
   const char* op = "noise_regularization";
   FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
-  const DeviceGuard guard(maps[0].get_device_index());
+  const DeviceGuard guard = device_guard("noise_regularization", maps[0]);
   maps = checked_maps(op, maps);
   cuda::NoiseParams p = noise_params(op, maps);
   const cuda::NoiseSizes sizes = cuda::noise_layout(p);
@@ -70,7 +70,7 @@ std::vector<Tensor> noise_regularization_backward_cuda(const Tensor& dvalue_any,
                                                        const Tensor& means_any, const Tensor& pyramid_any) {
   const char* op = "noise_regularization_backward";
   FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
-  const DeviceGuard guard(maps[0].get_device_index());
+  const DeviceGuard guard = device_guard("noise_regularization_backward", maps[0]);
   maps = checked_maps(op, maps);
   cuda::NoiseParams p = noise_params(op, maps);
   const cuda::NoiseSizes sizes = cuda::noise_layout(p);
@@ -93,7 +93,7 @@ std::vector<Tensor> noise_regularization_backward_cuda(const Tensor& dvalue_any,
 void normalize_noise_cuda(std::vector<Tensor> maps) {
   const char* op = "normalize_noise_";
   FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
-  const DeviceGuard guard(maps[0].get_device_index());
+  const DeviceGuard guard = device_guard("normalize_noise_", maps[0]);
   for (const Tensor& map : maps) {
     FASTINV_CHECK(map.is_contiguous(), op, ": maps must be contiguous, they are changed in place");
   }

@@ -42,7 +42,7 @@ Tensor perceptual_input(const Tensor& images, const std::vector<double>& scale, 
                         int64_t height, int64_t width, int64_t channels, ScalarType dtype) {
   const char* op = "perceptual_input";
   FASTINV_CHECK(images.is_cuda() && images.dim() == 4, op, ": images must be [N, 3, H, W] on a CUDA device");
-  const DeviceGuard guard(images.get_device_index());
+  const DeviceGuard guard = device_guard("perceptual_input", images);
   const Tensor features = cuda_empty({images.size(0), channels, height, width}, dtype, images, true);
   cuda::PerceptualInputParams p{};
   set_sizes(p, op, images, features, scale, offset);
@@ -56,7 +56,7 @@ Tensor perceptual_input_backward(const Tensor& grad_any, const Tensor& grad_valu
                                  int64_t height, int64_t width, ScalarType dtype) {
   const char* op = "perceptual_input_backward";
   FASTINV_CHECK(grad_any.is_cuda() && grad_any.dim() == 4, op, ": grad must be [N, C, h, w] on a CUDA device");
-  const DeviceGuard guard(grad_any.get_device_index());
+  const DeviceGuard guard = device_guard("perceptual_input_backward", grad_any);
   const Tensor grad = in_layout(grad_any, true);
   const Tensor grad_value =
       cuda_operand(op, "grad_value", grad_value_any, grad, cuda_compute_dtype(grad.scalar_type()), {grad.size(0)});
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
                                                                     bool pool) {
   const char* op = "perceptual_stage";
   FASTINV_CHECK(u_any.is_cuda() && u_any.dim() == 4, op, ": u must be [N, C, H, W] on a CUDA device");
-  const DeviceGuard guard(u_any.get_device_index());
+  const DeviceGuard guard = device_guard("perceptual_stage", u_any);
   const Tensor u = in_layout(u_any, true);
   const ScalarType dtype = u.scalar_type(), compute = cuda_compute_dtype(dtype);
   cuda::PerceptualStageParams p = stage_params(op, u);
@@ -140,7 +140,7 @@ Tensor perceptual_stage_backward(const Tensor& h_any, const Tensor& inverse_any,
                                  const std::optional<Tensor>& grad_pooled_any) {
   const char* op = "perceptual_stage_backward";
   FASTINV_CHECK(h_any.is_cuda() && h_any.dim() == 4, op, ": h must be [N, C, H, W] on a CUDA device");
-  const DeviceGuard guard(h_any.get_device_index());
+  const DeviceGuard guard = device_guard("perceptual_stage_backward", h_any);
   const Tensor h = in_layout(h_any, true);
   const ScalarType dtype = h.scalar_type(), compute = cuda_compute_dtype(dtype);
   cuda::PerceptualStageParams p = stage_params(op, h);
@@ -182,7 +182,7 @@ Tensor perceptual_sum(const std::vector<Tensor>& partials) {
   const ScalarType dtype = first.scalar_type();
   FASTINV_CHECK(dtype == cuda_compute_dtype(dtype), op, ": partials must be float32 or float64, got ",
                 torch::headeronly::toString(dtype));
-  const DeviceGuard guard(first.get_device_index());
+  const DeviceGuard guard = device_guard("perceptual_sum", first);
   cuda::PerceptualSumParams p{};
   p.dtype = cuda_dtype(op, dtype);
   p.n = first.size(0);

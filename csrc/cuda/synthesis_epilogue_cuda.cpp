@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> synthesis_epilogue_cuda(
   const char* op = "synthesis_epilogue";
   FASTINV_CHECK(u_any.is_cuda(), op, ": u must be on a CUDA device");
   FASTINV_CHECK(u_any.dim() == 4, op, ": u must have 4 dimensions, got ", to_string(sizes_of(u_any)));
-  const DeviceGuard guard(u_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_epilogue", u_any);
   const Form form = checked_form(op, form_code);
   const Tensor u = in_layout(u_any, true);
   const ScalarType dtype = u.scalar_type(), compute = cuda_compute_dtype(dtype);
@@ -168,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> synthesis_epilogue_backward_cuda(
   const char* op = "synthesis_epilogue_backward";
   FASTINV_CHECK(y_any.is_cuda(), op, ": y must be on a CUDA device");
   FASTINV_CHECK(y_any.dim() == 4, op, ": y must have 4 dimensions, got ", to_string(sizes_of(y_any)));
-  const DeviceGuard guard(y_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_epilogue_backward", y_any);
   const Form form = checked_form(op, form_code);
   const Tensor y = in_layout(y_any, true);
   const ScalarType dtype = y.scalar_type(), compute = cuda_compute_dtype(dtype);

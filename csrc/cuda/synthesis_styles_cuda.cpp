@@ -37,7 +37,7 @@ Tensor styles_cuda(const Tensor& w_plus_any, const Tensor& weight_any, const Ten
                    std::vector<int64_t> rows) {
   const char* op = "synthesis_styles";
   const int64_t samples = check_leader(op, "w_plus", w_plus_any, 3);
-  const DeviceGuard guard(w_plus_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_styles", w_plus_any);
   const ScalarType dtype = w_plus_any.scalar_type();
   const Tensor w_plus = in_layout(w_plus_any, false);
   FASTINV_CHECK(weight_any.dim() == 2, op, ": weight must have 2 dimensions, got ", to_string(sizes_of(weight_any)));
@@ -58,7 +58,7 @@ Tensor styles_cuda(const Tensor& w_plus_any, const Tensor& weight_any, const Ten
 Tensor styles_backward_cuda(const Tensor& dstyles_any, const Tensor& weight_any, std::vector<int64_t> rows) {
   const char* op = "synthesis_styles_backward";
   const int64_t samples = check_leader(op, "dstyles", dstyles_any, 2);
-  const DeviceGuard guard(dstyles_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_styles_backward", dstyles_any);
   const ScalarType dtype = dstyles_any.scalar_type();
   const Tensor dstyles = in_layout(dstyles_any, false);
   FASTINV_CHECK(weight_any.dim() == 2, op, ": weight must have 2 dimensions, got ", to_string(sizes_of(weight_any)));
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> demodulation_cuda(const Tensor& styles_any, c
                                                      bool scale) {
   const char* op = "synthesis_demodulation";
   const int64_t samples = check_leader(op, "styles", styles_any, 2);
-  const DeviceGuard guard(styles_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_demodulation", styles_any);
   const ScalarType dtype = styles_any.scalar_type();
   const Tensor styles = in_layout(styles_any, false);
   const int64_t all_outputs = check_layers(op, rows, inputs, outputs, styles.size(1), weight_sumsq_any);
@@ -121,7 +121,7 @@ Tensor demodulation_backward_cuda(const Tensor& dstyles_any, const Tensor& q_any
                                   std::vector<int64_t> inputs, std::vector<int64_t> outputs) {
   const char* op = "synthesis_demodulation_backward";
   const int64_t samples = check_leader(op, "dstyles", dstyles_any, 2);
-  const DeviceGuard guard(dstyles_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_demodulation_backward", dstyles_any);
   const ScalarType dtype = dstyles_any.scalar_type();
   const Tensor dstyles = in_layout(dstyles_any, false);
   const int64_t all_outputs = check_layers(op, rows, inputs, outputs, dstyles.size(1), weight_sumsq_any);

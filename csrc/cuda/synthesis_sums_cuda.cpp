@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> style_gradients_cuda(std::vector<Tensor> sums, const 
   const char* op = "synthesis_style_gradients";
   check_leader(op, "d", d_any);
   FASTINV_CHECK(d_any.dim() == 2, op, ": d must have 2 dimensions, got ", to_string(sizes_of(d_any)));
-  const DeviceGuard guard(d_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_style_gradients", d_any);
   const ScalarType dtype = d_any.scalar_type();
   const Tensor d = in_layout(d_any, false);
   const int64_t samples = d.size(0), outputs = d.size(1);
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> gradient_scale_cuda(const Tensor& dimage_any) {
   check_leader(op, "dimage", dimage_any);
   FASTINV_CHECK(dimage_any.dim() == 4 && (dimage_any.numel() > 0 || dimage_any.size(0) == 0), op,
                 ": dimage must be [N, 3, H, W] with pixels, got ", to_string(sizes_of(dimage_any)));
-  const DeviceGuard guard(dimage_any.get_device_index());
+  const DeviceGuard guard = device_guard("synthesis_gradient_scale", dimage_any);
   const ScalarType dtype = dimage_any.scalar_type();
   const Tensor dimage = in_layout(dimage_any, false);
   Tensor scaled = cuda_empty(sizes_of(dimage), dtype, dimage);

@@ -17,7 +17,7 @@ Tensor upfirdn2d_cuda(const Tensor& x_any, const Tensor& f_any, int64_t up_x, in
   FASTINV_CHECK(up_x >= 1 && up_y >= 1 && down_x >= 1 && down_y >= 1,
                 "upfirdn2d: up and down must be at least 1, got up (", up_x, ", ", up_y, "), down (", down_x, ", ",
                 down_y, ")");
-  DeviceGuard guard(x_any.get_device_index());
+  const DeviceGuard guard = device_guard("upfirdn2d", x_any);
   const bool channels_last = prefers_channels_last(x_any);
   const Tensor x = in_layout(x_any, channels_last);
   const Tensor f = cuda_operand("upfirdn2d", "f", f_any, x, ScalarType::Float, sizes_of(f_any));
