@@ -7,7 +7,7 @@
 namespace fastinv {
 
 constexpr int64_t kMostTableEntries = 32;  // the CUDA kernels take tables as parameters; 2048x2048 needs 20 entries
-constexpr int64_t kMostIndex = int64_t(1) << 30;
+constexpr int64_t kMostIndex = int64_t(1) << 28;  // 8 samples are numbered in 32 bits
 
 inline void check_entries(const char* op, const char* name, int64_t entries) {
   FASTINV_CHECK(entries <= kMostTableEntries, op, ": at most ", kMostTableEntries, " ", name, ", got ", entries);

@@ -87,8 +87,10 @@ __device__ __forceinline__ void copy_other_rows(const DemodulationParams& p, int
   }
 }
 
+// The bound for S = 8 (0: none) keeps the compiler from spilling a register or two for the sake of occupancy.
 template <class T, int V, int S>
-__global__ void __launch_bounds__(kRowThreads) demodulation_kernel(DemodulationParams p, LayerStarts starts) {
+__global__ void __launch_bounds__(kRowThreads, S == 8 ? 2 : 0)
+    demodulation_kernel(DemodulationParams p, LayerStarts starts) {
   FASTINV_SHARED(T, shared_factors, S);
   const T* styles = static_cast<const T*>(p.styles);
   const int layer = find_interval(starts.block, p.layers + 1, blockIdx.x);
@@ -113,11 +115,12 @@ __global__ void __launch_bounds__(kRowThreads) demodulation_kernel(DemodulationP
   block_barrier();
 
   T factors[S];
-  const T* own[S];
+  int offsets[S];  // of the samples, in 32 bits to spare registers
+  const T* own = styles + first * p.rows + row;
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     factors[s] = shared_factors[s];
-    own[s] = styles + clamped_sample<S>(first, s, p.samples) * p.rows + row;
+    offsets[s] = static_cast<int>(clamped_sample<S>(first, s, p.samples) - first) * p.rows;
   }
   const int all_outputs = starts.output[p.layers], outputs = p.outputs[layer];
   const T epsilon = static_cast<T>(p.epsilon[layer]);
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(kRowThreads) demodulation_kernel(DemodulationP
       const Vec<T, V> weights = load<V>(sumsq + k);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        const Vec<T, V> values = load<V>(own[s] + k);
+        const Vec<T, V> values = load<V>(own + offsets[s] + k);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const T value = values.values[v] * factors[s];
@@ -156,10 +159,9 @@ __global__ void __launch_bounds__(kRowThreads) demodulation_kernel(DemodulationP
 #pragma unroll 1
   for (int s = 0; s < S; ++s) {
     if (first + s < p.samples) {
-      const T* own = styles + (first + s) * p.rows + row;
       T* scaled = static_cast<T*>(p.scaled) + (first + s) * p.rows + row;
       for (int i = threadIdx.x; i < inputs; i += kRowThreads) {
-        store<1>(scaled + i, Vec<T, 1>{load<1>(own + i).values[0] * shared_factors[s]});
+        store<1>(scaled + i, Vec<T, 1>{load<1>(own + s * p.rows + i).values[0] * shared_factors[s]});
       }
       if (threadIdx.x == 0) {
         store<1>(static_cast<T*>(p.scales) + (first + s) * p.layers + layer, Vec<T, 1>{shared_factors[s]});
@@ -214,7 +216,7 @@ __device__ __forceinline__ T column_sum(const T* matrix, int rows, int width, in
 }
 
 template <class T, int V, int S>
-__global__ void __launch_bounds__(kColumnThreads) styles_backward_kernel(StylesParams p) {
+__global__ void __launch_bounds__(kColumnThreads, 1) styles_backward_kernel(StylesParams p) {
   FASTINV_SHARED(T, shared, kColumnWarps * S * kColumns);
   const int input = blockIdx.y, column = blockIdx.x * kColumns, row = p.first_row[input];
   const int64_t first = static_cast<int64_t>(blockIdx.z) * S;
@@ -233,7 +235,7 @@ __global__ void __launch_bounds__(kColumnThreads) styles_backward_kernel(StylesP
 }
 
 template <class T, int V, int S>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 1)
     demodulation_backward_kernel(DemodulationParams p, LayerStarts starts) {
   FASTINV_SHARED(T, shared, kColumnWarps * S * kColumns);
   const T* dstyles = static_cast<const T*>(p.dstyles);
