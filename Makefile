@@ -61,6 +61,8 @@ $(VENV)/.created:
 $(VENV)/.dependencies: $(VENV)/.created constraints.txt
 	@echo "Installing torch and the other dependencies into $(VENV): minutes the first time, depending on the network."
 	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r constraints.txt
+	# For its file of LPIPS weights only; with its dependencies pip would replace torch.
+	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps lpips==0.1.4
 	@touch $@
 
 # The library is also rebuilt when somebody removed it.
