@@ -264,7 +264,7 @@ def test_too_large_a_picture(folder, generator, capsys):
 def test_a_loss_that_is_not_finite(folder, generator, capsys):
     path = picture(folder / "a.png")
     status, out, err = run(
-        capsys, "invert", path, "--generator", generator, *QUICK, "--set", "learning_rate=1e30", "--set", "ramp_up=0"
+        capsys, "invert", path, "--generator", generator, *QUICK, "--set", "learning_rate=1e38", "--set", "ramp_up=0"
     )
     assert (status, out) == (2, "") and "a.png: the loss is not finite" in err
     assert files(folder) == {"a.png"}
