@@ -77,21 +77,19 @@ const char* fir_epilogue(const SynthesisEpilogueParams& p, void* stream) {
 template <class T, int V, bool kPicture>
 static const char* launch_backward(const SynthesisEpilogueBackwardParams& p, cudaStream_t stream) {
   const auto constants = synthesis_constants<compute_t<T>>(p);
-  const int64_t vectors = divided_up(p.channels, V);
-  // 64 bytes of a pixel give blocks of 272 threads, two and more on a processor; a block that adds up the noise's
-  // gradient takes all channels, if it can.
-  const bool in_block = p.dnoise != nullptr && vectors <= kFirMostLanes;
-  const int lanes = in_block || V == 1 ? kFirMostLanes : 4;
-  const FirGrid grid = fir_grid(p, V, lanes, kSumTileColumns, sum_tile_rows(p.height));
+  // 64 bytes of a pixel: blocks of 272 threads, two on a processor. Where these are all channels, the block also adds
+  // up the gradient of the noise: the layer of 1024 x 1024 pixels in half precision, for which a pass more costs most.
+  const bool noise_gradient = p.dnoise != nullptr && p.channels <= kFirMostLanes * V;
+  const FirGrid grid = fir_grid(p, V, kFirMostLanes, kSumTileColumns, sum_tile_rows(p.height));
   const int tile_columns = p.width < kSumTileColumns ? p.width : static_cast<int>(kSumTileColumns);
   const int columns = (tile_columns + 3) / 4 * 4 + kFirHalo;
   const size_t shared = fir_backward_shared<T, V>(grid.lanes, grid.lanes * columns);
   if (const char* error =
           launch(fir_epilogue_backward_kernel<T, V, kPicture>, dim3(grid.blocks), dim3(grid.lanes, columns), shared,
-                 stream, p, constants, fir_layout(p), grid, in_block)) {
+                 stream, p, constants, fir_layout(p), grid, noise_gradient)) {
     return error;
   }
-  if (p.dnoise == nullptr || in_block) return nullptr;
+  if (p.dnoise == nullptr || noise_gradient) return nullptr;
   const int64_t pixels = p.samples * p.height * p.width, blocks = divided_up(pixels, kFirThreads / 32);
   return launch(fir_noise_gradient_kernel<T, V>, dim3(static_cast<unsigned>(blocks)), dim3(kFirThreads), 0, stream, p,
                 constants);

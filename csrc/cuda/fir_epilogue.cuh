@@ -27,10 +27,10 @@ inline FirLayout fir_layout(const SynthesisLayer& p) {
 }
 
 __host__ __device__ __forceinline__ int row_offset(const FirLayout& layout, int row) {
-  return row / 2 * layout.pair_of_rows + row % 2 * layout.odd_row;
+  return (row >> 1) * layout.pair_of_rows + (row & 1) * layout.odd_row;
 }
 __host__ __device__ __forceinline__ int column_offset(const FirLayout& layout, int column) {
-  return column / 2 * layout.pair_of_columns + column % 2 * layout.odd_column;
+  return (column >> 1) * layout.pair_of_columns + (column & 1) * layout.odd_column;
 }
 
 // Threads of a block: `lanes` vectors of channels side by side (x), times `columns` columns (y). Blocks: groups of
@@ -41,8 +41,8 @@ struct FirGrid {
 };
 
 struct FirTile {
-  unsigned sample, tile;  // tile: row tile * column_tiles + column tile
-  int row, column, channel;
+  unsigned sample;
+  int row, column, channel;  // the first ones
 };
 
 __host__ __device__ __forceinline__ FirTile fir_tile(const FirGrid& grid, unsigned block, int vector) {
@@ -50,7 +50,7 @@ __host__ __device__ __forceinline__ FirTile fir_tile(const FirGrid& grid, unsign
   const unsigned tiles = grid.column_tiles * grid.row_tiles;
   const unsigned sample = all_tiles / tiles, tile = all_tiles % tiles;
   const unsigned row_tile = tile / grid.column_tiles, column_tile = tile % grid.column_tiles;
-  return {sample, tile, static_cast<int>(row_tile) * grid.rows, static_cast<int>(column_tile) * grid.columns,
+  return {sample, static_cast<int>(row_tile) * grid.rows, static_cast<int>(column_tile) * grid.columns,
           static_cast<int>(group) * grid.lanes * vector};
 }
 
@@ -109,8 +109,8 @@ constexpr int kFirThreads = 128;
 // filters them along the row, and adds the result to the three outputs that it is part of and that are not done yet.
 //
 // Bytes of an element (half): 2 of t, 2 of y, 2 of next; a tile reads 3 rows more than it writes, mostly from L2.
-// Instructions of a vector of 8: 4 loads, 32 conversions, 32 + 32 filter, 80 epilogue, 2 stores = 23 of an element, or
-// 26 us of issue on an H200 for 32 x 1024^2, where the bytes take 47 us.
+// Instructions of a vector of 8, by count and unmeasured: 4 loads, 32 conversions, 32 + 32 filter, 80 epilogue, 6 reads
+// of operands, 2 stores = 24 of an element, or 27 us of issue on an H200 for 32 x 1024^2, where the bytes take 47 us.
 template <class T, int V>
 __global__ void __launch_bounds__(kFirThreads, 6)
     fir_epilogue_kernel(SynthesisEpilogueParams p, SynthesisConstants<compute_t<T>> k, FirLayout layout, FirGrid grid) {
@@ -135,12 +135,8 @@ __global__ void __launch_bounds__(kFirThreads, 6)
   const T* t =
       static_cast<const T*>(p.u) + tile.sample * (int64_t(layout.rows) * layout.columns * p.channels) + channel;
   const int64_t output = tile.sample * (int64_t(p.height) * p.width * p.channels) + column * p.channels + channel;
-  const C* noise =
-      p.noise != nullptr ? static_cast<const C*>(p.noise) + tile.sample * p.noise_stride + column : nullptr;
-
-  int columns[4];
-#pragma unroll
-  for (int b = 0; b < 4; ++b) columns[b] = column_offset(layout, column > 0 || b > 0 ? column + b - 1 : 0);
+  // Columns column - 1 and column; the two to the right of them are a pair of columns further.
+  const int columns[2] = {column_offset(layout, column - 1), column_offset(layout, column)};
   const int first = tile.row, last = min(tile.row + grid.rows, p.height);  // rows of the output
 
   // Row r of t and the noise of row r - 2, which is done once row r is there.
@@ -153,13 +149,14 @@ __global__ void __launch_bounds__(kFirThreads, 6)
     for (int b = 0; b < 4; ++b) {
       const bool there = inside && (b > 0 || column > 0) && (b < 3 || column + 2 <= p.width);
       if (there) {
-        ahead[b].fetch(from + columns[b]);
+        ahead[b].fetch(from + (columns[b % 2] + b / 2 * layout.pair_of_columns));
       } else {
         ahead[b].clear();
       }
     }
-    if (noise != nullptr && row - 2 >= first && row - 2 < last) {
-      noise_ahead = load<1>(noise + (row - 2) * p.width).values[0];
+    if (p.noise != nullptr && row - 2 >= first && row - 2 < last) {
+      const int64_t at = tile.sample * p.noise_stride + ((row - 2) * p.width + column);
+      noise_ahead = load<1>(static_cast<const C*>(p.noise) + at).values[0];
     }
   };
 

@@ -7,8 +7,14 @@
 namespace fastinv::cuda {
 
 constexpr int kFirHalo = 4;  // columns: dv of 2 to the left and 1 to the right of a tile's; one more for dt's last
-constexpr int kFirMostLanes = 8;
-constexpr int kFirBackwardThreads = kFirMostLanes * (static_cast<int>(kSumTileColumns) + kFirHalo);  // 544
+constexpr int kFirMostLanes = 4;
+constexpr int kFirBackwardThreads = kFirMostLanes * (static_cast<int>(kSumTileColumns) + kFirHalo);  // 272
+// Blocks of a processor. Two allow 96 registers, with which ptxas 13.0 spills one or more for sm_100 and sm_120.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kFirBackwardBlocks = 1;
+#else
+constexpr int kFirBackwardBlocks = 2;
+#endif
 constexpr int kFirStages = 3;  // rows of dnext and y on their way from DRAM
 
 // Dynamic shared memory: operands, then two rows of values, two of noise terms and, for vectors, the stages; the sums
@@ -28,14 +34,15 @@ constexpr size_t fir_backward_shared(int lanes, int threads) {
 // rows ahead, into places that no other thread reads.
 //
 // Bytes of an element (half): 2 of dnext, 2 of y, 2 of dt; the halo of 3 rows and 3 columns comes mostly from L2.
-// Instructions of a vector of 8: 2 copies and 2 reads of them, 16 conversions, 56 to 72 for dv and its sums, 2 + 6
-// shared accesses, 64 filter, 8 scale, 4 conversions, 1 store, 15 addresses: 25 of an element with the halo, or 28 us
-// of issue on an H200 for 32 x 1024^2, where the bytes take 47 us; shared memory (24 bytes of an element) takes 27 us.
+// Instructions of a vector of 8, by count and unmeasured: 2 copies and 2 reads of them, 16 conversions, 56 to 72 for dv
+// and its sums, 2 + 6 shared accesses, 64 filter, 8 scale, 4 conversions, 1 store, 15 addresses: 25 of an element with
+// the halo, or 28 us of issue on an H200 for 32 x 1024^2, where the bytes take 47 us; shared memory (24 bytes of an
+// element) takes 27 us.
 //
 // kPicture false, for vectors without dimage: next_styles, gain and d are constant along the pixels and applied to the
 // sums and to dt, not to every dv. kPicture true takes everything.
 template <class T, int V, bool kPicture>
-__global__ void __launch_bounds__(kFirBackwardThreads, 1)
+__global__ void __launch_bounds__(kFirBackwardThreads, kFirBackwardBlocks)
     fir_epilogue_backward_kernel(SynthesisEpilogueBackwardParams p, SynthesisConstants<compute_t<T>> k,
                                  FirLayout layout, FirGrid grid, bool noise_gradient) {
   using C = compute_t<T>;
@@ -53,7 +60,6 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
   const int end_row = tile.row + grid.rows < p.height ? tile.row + grid.rows : layout.rows;
   const int end_column = tile.column + grid.columns < p.width ? tile.column + grid.columns : layout.columns;
   const bool writes = has_channel && dt_column < end_column;
-  const int end_owned = min(tile.row + grid.rows, p.height);
 
   FASTINV_DYNAMIC_SHARED(unsigned char, memory);
   C* scales = reinterpret_cast<C*>(memory);                                  // [lanes * V], factors of dt
@@ -62,14 +68,11 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
   C* noise_terms = rows + 2 * threads * V;                                   // [2][threads]
   T* stages = reinterpret_cast<T*>(noise_terms + 2 * threads) + thread * V;  // [kFirStages][2][threads * V]
 
-  const int64_t place =
-      tile.sample * (int64_t(p.height) * p.width * p.channels) + (inside ? column * p.channels + channel : 0);
+  // 32 bits within a sample; its beginning is computed anew, as 64 bits would take registers for the whole march.
+  const int place = inside ? column * p.channels + channel : 0, row_step = p.width * p.channels;
+  const int dt_place = column_offset(layout, dt_column) + channel;
   const T* dnext = static_cast<const T*>(p.dnext);
   const T* y = static_cast<const T*>(p.y);
-  const C* noise =
-      p.noise != nullptr && inside ? static_cast<const C*>(p.noise) + tile.sample * p.noise_stride + column : nullptr;
-  T* dt = static_cast<T*>(p.du) + tile.sample * (int64_t(layout.rows) * layout.columns * p.channels) +
-          column_offset(layout, dt_column) + channel;
 
   BackwardChannels<C, V> channels;
   load_operands<kPicture>(channels, p, tile.sample, channel, has_channel);
@@ -90,18 +93,20 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
     pending[0][i] = pending[1][i] = pending[2][i] = C(0);
   }
 
-  const int row_step = p.width * p.channels;
+  auto map_at = [&](int row) { return int64_t(tile.sample) * p.height * row_step + (place + row * row_step); };
   auto copy = [&](int row, int stage) {  // one group, also where there is nothing to copy
     if constexpr (staged) {
       const bool there = inside && row >= 0 && row < p.height;
-      const int64_t at = place + (there ? row * row_step : 0);
+      const int64_t at = there ? map_at(row) : 0;
       copy_async16(stages + (2 * stage) * threads * V, dnext + at, there);
       copy_async16(stages + (2 * stage + 1) * threads * V, y + at, there);
       copy_async_commit();
     }
   };
   auto noise_at = [&](int row) {
-    return noise != nullptr && row >= 0 && row < p.height ? load<1>(noise + row * p.width).values[0] : C(0);
+    if (p.noise == nullptr || !inside || row < 0 || row >= p.height) return C(0);
+    const int64_t at = tile.sample * p.noise_stride + (row * p.width + column);
+    return load<1>(static_cast<const C*>(p.noise) + at).values[0];
   };
 
   const int first = tile.row - 2;
@@ -109,8 +114,9 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
 #pragma unroll
   for (int i = 0; i < kFirStages; ++i) copy(first + i, i);
 #pragma unroll 1
-  for (int row = first, stage = 0, turn = 0; row <= end_row; ++row, turn ^= 1) {
-    const bool counted = owned && row >= tile.row && row < end_owned;
+  for (int row = first, stage = 0; row <= end_row; ++row) {
+    const int turn = row & 1;
+    const bool counted = owned && row >= tile.row && row - tile.row < grid.rows && row < p.height;
     Vec<T, V> g, kept;
     if constexpr (staged) {
       copy_async_wait<kFirStages - 1>();
@@ -120,8 +126,8 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
       const bool there = inside && row >= 0 && row < p.height;
 #pragma unroll
       for (int i = 0; i < V; ++i) g.values[i] = kept.values[i] = from_compute<T>(C(0));
-      if (there && dnext != nullptr) g = load<V>(dnext + place + row * row_step);
-      if (there) kept = load<V>(y + place + row * row_step);
+      if (there && dnext != nullptr) g = load<V>(dnext + map_at(row));
+      if (there) kept = load<V>(y + map_at(row));
     }
 
     C value[V], noise_term = C(0);  // of dv, but for the factor `scale`
@@ -197,7 +203,8 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
       Vec<T, V> result;
 #pragma unroll
       for (int i = 0; i < V; ++i) result.values[i] = from_compute<T>(seen ? filtered[i] : C(0));
-      store<V>(dt + row_offset(layout, dt_row), result);
+      const int64_t dt = int64_t(tile.sample) * (layout.rows * layout.columns * p.channels);
+      store<V>(static_cast<T*>(p.du) + dt + (dt_place + row_offset(layout, dt_row)), result);
     }
     if (noise_gradient && counted && lane == 0) {
       C total = C(0);
@@ -212,7 +219,8 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
   // Sums over the tile's columns, each of at most 32 rows: four runs of 17, then a tree. All in the tile's own order.
   copy_async_wait<0>();
   block_barrier();
-  const int width = lanes * V;
+  const int width = lanes * V, first_column = dt_column - static_cast<int>(threadIdx.y);
+  const int number = tile.row / grid.rows * static_cast<int>(grid.column_tiles) + first_column / grid.columns;
   if constexpr (!kPicture) {
     C factors[V];
     Shared::get(next_styles, lanes, lane, factors);
@@ -237,7 +245,7 @@ __global__ void __launch_bounds__(kFirBackwardThreads, 1)
         runs[r] += load_shared<1>(from + (j + r) * lanes * Shared::piece).values[0];
       }
     }
-    const int64_t at = (int64_t(tile.sample) * grid.row_tiles * grid.column_tiles + tile.tile) * kSynthesisSums + s;
+    const int64_t at = (int64_t(tile.sample) * grid.row_tiles * grid.column_tiles + number) * kSynthesisSums + s;
     store<1>(static_cast<C*>(p.sums) + at * p.channels + tile.channel + c,
              Vec<C, 1>{{(runs[0] + runs[1]) + (runs[2] + runs[3])}});
   }
