@@ -246,7 +246,7 @@ MUTATIONS = {
         "\n    copy(",
     ),
     "wait for the copies removed": ("      copy_async_wait<kFirStages - 1>();\n", ""),
-    "one row of shared memory": ("turn ^= 1)", "turn = 0)"),
+    "one row of shared memory": ("turn = row & 1;", "turn = 0;"),
     "halo counted": ("const bool owned = inside &&", "const bool owned = inside ||"),
     "barrier before the sums removed": ("  copy_async_wait<0>();\n  block_barrier();\n", "  copy_async_wait<0>();\n"),
 }
