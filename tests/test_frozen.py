@@ -1,11 +1,13 @@
 """The frozen synthesis network: every form of its convolutions, every dtype, and no gradient but that of the codes."""
 
+import math
+
 import pytest
 import torch
 from ops_contract import relative_error
 
 from fastinv.errors import UsageError
-from fastinv.models import convolution
+from fastinv.models import convolution, frozen
 from fastinv.models.convolution import Form, Forms, FrozenConvolution, candidates
 from fastinv.models.stylegan2 import Generator
 from fastinv.ops import synthesis
@@ -200,7 +202,7 @@ def test_choice_of_forms(monkeypatch, tmp_path):
     on_cpu = forms.choose(layer, torch.zeros(1, 6, 4, 4))
     assert on_cpu == Form("transposed", "backward_data") and not forms.table
 
-    def fake_measure(convolution, x):
+    def fake_measure(convolution, x, repeats):
         measured.append(tuple(x.shape))
         return {form: 1.0 if form == Form("phases", "flipped") else 2.0 for form in candidates(2)}
 
@@ -208,7 +210,6 @@ def test_choice_of_forms(monkeypatch, tmp_path):
         shape, dtype, device = torch.Size([1, 6, 4, 4]), torch.float32, torch.device("cuda", 0)
 
     monkeypatch.setattr(convolution, "measure", fake_measure)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert forms.choose(layer, OnCuda) == forms.choose(layer, OnCuda) == Form("phases", "flipped")
     assert len(measured) == 1
@@ -226,6 +227,28 @@ def test_measure_times_every_form():
         seconds = convolution.measure(layer, torch.zeros(1, 6, 4, 4), repeats=1)
         assert list(seconds) == candidates(up) and len(seconds) == form_count
         assert all(value > 0 for value in seconds.values())
+
+
+def test_measuring_leaves_random_numbers_alone_and_survives_a_form_that_fails(monkeypatch):
+    layer = FrozenConvolution(torch.randn(4, 6, 3, 3), 2, [0.5, 1.5, 1.5, 0.5], torch.float32)
+    before = torch.get_rng_state()
+    forward = FrozenConvolution.forward
+
+    def fails(self, x, form):
+        if form.forward == broken:
+            raise RuntimeError("no engine")
+        assert x.any()  # random, not the zeros that were given
+        return forward(self, x, form)
+
+    monkeypatch.setattr(FrozenConvolution, "forward", fails)
+    broken, forms = "phases", Forms()
+    seconds = forms.measure(layer, torch.zeros(1, 6, 4, 4), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {form.forward for form, value in seconds.items() if value == math.inf} == {"phases"}
+    assert list(forms.table.values()) == [min(seconds, key=seconds.get)]
+    broken = "same"
+    with pytest.raises(RuntimeError, match="no engine"):
+        convolution.measure(FrozenConvolution(layer.source, 1, layer.taps, torch.float32), torch.zeros(1, 6, 4, 4))
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -270,3 +293,13 @@ def test_compiles_into_one_graph():
     expected = torch.autograd.grad(P.synthesis(w_plus).square().sum(), w_plus)[0]
     compiled = torch.compile(lambda w: P.synthesis(w).square().sum(), fullgraph=True, backend="aot_eager")
     assert relative_error(torch.autograd.grad(compiled(w_plus), w_plus)[0], expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph_where_forms_are_timed(monkeypatch):
+    """As on CUDA: the choices that the first, eager call made are looked up while torch.compile traces."""
+    monkeypatch.setattr(Forms, "timed_on", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(frozen, "FORMS", Forms())
+    test_compiles_into_one_graph()
+    assert frozen.FORMS.table

@@ -8,6 +8,8 @@ input is either the backward-data convolution, or an ordinary one with weights t
 
 import itertools
 import json
+import math
+import statistics
 import time
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from fastinv.errors import UsageError
 from fastinv.ops import synthesis
 
 GRADIENTS = ("backward_data", "flipped")
+PAUSE = 8_000_000  # cycles, about 5 ms: longer than queueing the calls that are timed
 
 
 class Form(NamedTuple):
@@ -77,6 +80,8 @@ class FrozenConvolution:
         if weight.shape[2:] != (3, 3):
             raise UsageError(f"a frozen synthesis layer has a 3x3 kernel, not {list(weight.shape[2:])}")
         self.source, self.up, self.taps, self.dtype = weight.detach(), up, taps, dtype
+        # Asked for once, here: torch.compile cannot trace the question.
+        self.device_name = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
         self._laid_out: dict[str, torch.Tensor] = {}
 
     def weight(self, name: str) -> torch.Tensor:
@@ -118,6 +123,8 @@ class Forms:
     carry the choices to another.
     """
 
+    timed_on = ("cuda",)
+
     def __init__(self):
         self.table: dict[tuple, Form] = {}
         self.measured: dict[tuple, dict[Form, float]] = {}
@@ -133,15 +140,26 @@ class Forms:
             if form not in candidates(convolution.up):
                 raise UsageError(f"{tuple(form)} is no form of a layer with up={convolution.up}; see candidates(up)")
             return form
-        if x.device.type != "cuda":
+        if x.device.type not in self.timed_on:
             return self._rule(convolution)
-        key = (torch.cuda.get_device_name(x.device), str(x.dtype), *x.shape, len(convolution.source), convolution.up)
+        key = self._key(convolution, x)
         if key not in self.table:
             if torch.cuda.is_current_stream_capturing():
                 return self._rule(convolution)  # nothing can be timed here; the warm-up before a capture measures
-            self.measured[key] = measure(convolution, x)
-            self.table[key] = min(self.measured[key], key=self.measured[key].get)
+            self.measure(convolution, x)
         return self.table[key]
+
+    def measure(self, convolution: FrozenConvolution, x: torch.Tensor, repeats: int = 7) -> dict[Form, float]:
+        """Time every form for inputs like x, note the fastest as the choice, return the seconds of each."""
+        key = self._key(convolution, x)
+        self.measured[key] = measure(convolution, x, repeats)
+        self.table[key] = min(self.measured[key], key=self.measured[key].get)
+        return self.measured[key]
+
+    @staticmethod
+    def _key(convolution: FrozenConvolution, x: torch.Tensor) -> tuple:
+        dtype = str(x.dtype).removeprefix("torch.")
+        return convolution.device_name, dtype, *x.shape, len(convolution.source), convolution.up
 
     @staticmethod
     def _rule(convolution: FrozenConvolution) -> Form:
@@ -167,10 +185,14 @@ FORMS = Forms()
 
 
 @torch.no_grad()
-def measure(convolution: FrozenConvolution, x: torch.Tensor, repeats: int = 5) -> dict[Form, float]:
-    """Median seconds of each form, forward and gradient with the passes around them, on random data."""
+def measure(convolution: FrozenConvolution, x: torch.Tensor, repeats: int = 7) -> dict[Form, float]:
+    """Median seconds of each form, forward and gradient with the passes around them, on random data.
+
+    torch's random numbers are left as they are. A form that the device cannot run counts as infinitely slow.
+    """
     seconds = {}
-    x = torch.randn_like(x)
+    random = torch.Generator(x.device).manual_seed(0)
+    x = torch.empty_like(x).normal_(generator=random)
     for form in candidates(convolution.up):
         code = synthesis.FORMS[form.forward]
 
@@ -180,19 +202,36 @@ def measure(convolution: FrozenConvolution, x: torch.Tensor, repeats: int = 5) -
             du, *_ = synthesis.epilogue_backward(y, None, y, taps=convolution.taps, form=code)
             return convolution.gradient(du, form)
 
-        for _ in range(2):  # lets the library pick its kernel
-            layer()
-        times = []
-        for _ in range(repeats):
-            _wait(x)
-            start = time.perf_counter()
-            layer()
-            _wait(x)
-            times.append(time.perf_counter() - start)
-        seconds[form] = sorted(times)[repeats // 2]
+        try:
+            seconds[form] = statistics.median(_durations(layer, x.device, repeats))
+        except RuntimeError as error:  # no kernel of the library, or not enough memory
+            seconds[form], failure = math.inf, error
+    if min(seconds.values()) == math.inf:
+        raise failure
     return seconds
 
 
-def _wait(x: torch.Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+def _durations(function, device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each call, after calls that let the library pick its kernels.
+
+    On a GPU the calls wait behind a pause, which gives the host the time to queue them all: a small layer is shorter
+    than its launches, and how long those take does not matter in a recorded step.
+    """
+    for _ in range(3):
+        function()
+    if device.type != "cuda":
+        times = [time.perf_counter()]
+        for _ in range(repeats):
+            function()
+            times.append(time.perf_counter())
+        return [after - before for before, after in itertools.pairwise(times)]
+    with torch.cuda.device(device):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        torch.cuda.synchronize()
+        torch.cuda._sleep(PAUSE)
+        events[0].record()
+        for event in events[1:]:
+            function()
+            event.record()
+        torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)]
