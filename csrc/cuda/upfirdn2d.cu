@@ -14,15 +14,6 @@ static bool aligned(const Upfirdn2dParams& p, int64_t bytes) {
 
 // --- march ---
 
-// The number of taps that the march is compiled for: the smallest that holds the filter.
-static int march_taps(const Upfirdn2dParams& p) {
-  const int64_t taps = p.x.taps > p.y.taps ? p.x.taps : p.y.taps;
-  return taps <= 4 ? 4 : taps <= 8 ? 8 : 12;
-}
-
-// Channels of one vector: 16 bytes, or 8 for long filters, whose sums would not fit into the registers.
-static int64_t march_vector(const Upfirdn2dParams& p) { return (march_taps(p) > 4 ? 8 : 16) / size_of(p.dtype); }
-
 // Inside an image, and for the threads of a launch, the march counts in 32 bits. Half of what they hold, for paddings
 // and whole blocks.
 constexpr int64_t march_most = int64_t(1) << 30;
@@ -40,19 +31,18 @@ static bool fits_32_bits(const Upfirdn2dParams& p) {
 
 static bool can_march(const Upfirdn2dParams& p) {
   const Upfirdn2dAxis &x = p.x, &y = p.y;
-  const int64_t most_taps = p.one_dimensional ? separable_taps : dense_taps;
   const bool one_tap = x.taps == 1 && y.taps == 1;  // only pads, crops or scales
   const bool known_factors = x.up == y.up && x.down == y.down && x.up * x.down <= 2;
-  return p.dtype != Dtype::float64 && !one_tap && x.taps <= most_taps && y.taps <= most_taps && known_factors &&
+  return p.dtype != Dtype::float64 && !one_tap && x.taps <= long_taps && y.taps <= long_taps && known_factors &&
          fits_32_bits(p);
 }
 
 Upfirdn2dKernel upfirdn2d_kernel(const Upfirdn2dParams& p) {
   if (can_march(p)) {
-    const int64_t vector = march_vector(p);
-    if (p.channels == 1) return Upfirdn2dKernel::planes;
-    if (p.channels % vector == 0 && aligned(p, vector * size_of(p.dtype))) return Upfirdn2dKernel::channels;
-    if (march_taps(p) == 4) return Upfirdn2dKernel::pixels;
+    const bool is_short = p.x.taps <= short_taps && p.y.taps <= short_taps;
+    if (is_short && p.channels == 1) return Upfirdn2dKernel::planes;
+    const bool vectors = p.channels * size_of(p.dtype) % 16 == 0 && aligned(p, 16);
+    return is_short && vectors ? Upfirdn2dKernel::channels : Upfirdn2dKernel::pixels;
   }
   return p.one_dimensional ? Upfirdn2dKernel::two_passes : Upfirdn2dKernel::direct;
 }
@@ -130,17 +120,9 @@ static const char* march_with_factors(const Upfirdn2dParams& p, cudaStream_t str
 
 template <class T>
 static const char* march(const Upfirdn2dParams& p, Upfirdn2dKernel kernel, cudaStream_t stream) {
-  constexpr int V = 16 / sizeof(T);
-  const int taps = march_taps(p);
-  if (kernel == Upfirdn2dKernel::channels) {
-    if (taps == 4) return march_with_factors<T, V, 4, false>(p, stream);
-    if (taps == 8) return march_with_factors<T, V / 2, 8, false>(p, stream);
-    return march_with_factors<T, V / 2, 12, false>(p, stream);
-  }
-  if (kernel == Upfirdn2dKernel::pixels) return march_with_factors<T, 1, 4, false>(p, stream);
-  if (taps == 4) return march_with_factors<T, 1, 4, true>(p, stream);
-  if (taps == 8) return march_with_factors<T, 1, 8, true>(p, stream);
-  return march_with_factors<T, 1, 12, true>(p, stream);
+  if (kernel == Upfirdn2dKernel::channels) return march_with_factors<T, 16 / sizeof(T), short_taps, false>(p, stream);
+  if (kernel == Upfirdn2dKernel::planes) return march_with_factors<T, 1, short_taps, true>(p, stream);
+  return march_with_factors<T, 1, long_taps, false>(p, stream);
 }
 
 // --- direct ---

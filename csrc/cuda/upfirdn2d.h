@@ -31,9 +31,9 @@ struct Upfirdn2dParams {
 
 // How a call is computed; depends on shapes, dtype and the alignment of the pointers only.
 enum class Upfirdn2dKernel {
-  channels,    // marches down rows with vectors of channels
-  pixels,      // marches down rows, one channel of a few to a thread
-  planes,      // marches down rows of one channel, several pixels to a thread
+  channels,    // at most 4 taps: marches down rows with vectors of channels
+  planes,      // at most 4 taps: marches down rows of one channel, several pixels to a thread
+  pixels,      // at most 12 taps: marches down rows with one channel to a thread
   direct,      // one output to a thread, all its taps
   two_passes,  // direct along x, then direct along y
 };

@@ -1,5 +1,4 @@
-// upfirdn2d, for filters of at most 12 taps along an axis (2-D ones: 8), factors 1 and 2, and images that 32 bits
-// index.
+// upfirdn2d, for filters of at most 12 taps along an axis, factors 1 and 2, and images that 32 bits index.
 //
 // A thread owns COLUMNS neighbouring outputs of a row (times V channels) and marches down the rows. Of each input row
 // it reads the few samples that these outputs need (neighbours read the same ones: they come from L1, not from memory),
@@ -7,19 +6,24 @@
 // to: as many registers as there are taps, no shared memory, no barrier, each input row touched once.
 // Up-sampling needs no zeros: UP outputs side by side see the same samples through UP subsets of the taps.
 // A 2-D filter that is an outer product is found to be one on the device, by every block for itself, so that nobody has
-// to wait for its values on the host; other 2-D filters take the same march with all their products.
+// to wait for its values on the host; with other 2-D filters a thread sums all products, an output row after the other.
+//
+// Compiled for 4 taps, the common case, with vectors of channels or with planes (of one channel); and for 12, which
+// serves all else with one channel to a thread: longer filters, few channels, unaligned tensors. More sizes would cost
+// nvcc more time than they would save anyone.
 //
 // Instructions against bytes, estimated, not measured. A copy at 4.3 TB/s leaves 132 SMs * 128 lanes * 1.755 GHz * 4 B
 // / 4.3 TB/s = 27 instructions an output in half precision, 55 in float32; 85 % of a copy leaves 32.
 //   4 taps, half, channels, up = down = 1, a row of a thread (8 outputs): 4 loads, their addresses 8 and zeros 8,
-//   conversions 32, products 32 + 32, rounding and store 5, loop 12: 17 an output. Not an outer product: 26, nearly all
-//   there is. Up: 6 of 17, down: 30 of 69 (more bytes an output). 12 taps: 50, where 60 % of a copy leaves 45.
+//   conversions 32, products 32 + 32, rounding and store 5, loop 12: 17 an output. Not an outer product: 47, so half of
+//   a copy. Up: 6 of 17, down: 30 of 69 (more bytes an output).
 //   planes, half (4 outputs): 4 loads of pairs and their shifts 8, conversions 7, products 32, store 3, loop 12: 17.
-//   12 taps: half 36, float32 35 where 60 % of a copy leaves 92.
+//   12 taps (2 outputs): 13 loads, addresses 13, zeros 13, conversions 13, products 48, stores 6, loop 12: 59 an output
+//   in half precision, so half of a copy; float32 52, nearly all of one.
 // Reads in flight: 4.3 TB/s / 2 * 700 ns / 132 SMs = 11 KB an SM would do; 512 threads have 2 rows of 16 new bytes
-// (channels), 4 of 8 (planes, half) or 2 of 16 (float32): 16 KB.
-// Registers (ptxas, sm_90), 4 taps: channels 113 to 128 half, 74 to 95 float32; planes 67 to 93 and 56 to 80. No
-// spills.
+// (channels; planes, float32), 768 have 2 of 8 (planes, half): 12 to 16 KB; up-sampling reads a fifth of its bytes.
+// Registers (ptxas, sm_90): 4 taps, channels 117 to 128 half, 75 to 86 float32; planes 48 to 68 and 52 to 74; 12 taps
+// 96 to 128. No spills.
 #pragma once
 
 #include <cstring>
@@ -30,8 +34,7 @@
 namespace fastinv::cuda {
 
 constexpr int march_threads = 256;
-constexpr int separable_taps = 12;  // longer filters are not marched
-constexpr int dense_taps = 8;       // 2-D ones neither when longer than this
+constexpr int short_taps = 4, long_taps = 12;  // that the march is compiled for; longer filters are not marched
 
 __host__ __device__ __forceinline__ int64_t row_offset(int64_t image, int64_t row, int64_t rows, int64_t row_size) {
   return (image * rows + row) * row_size;
@@ -65,7 +68,7 @@ struct March {
   using C = compute_t<T>;
   static constexpr int V = V_, UP = UP_, DOWN = DOWN_, TAPS = TAPS_;
   static constexpr bool PLANES = PLANES_;
-  static constexpr int COLUMNS = PLANES ? (DOWN == 2 ? 2 : 4) : UP;
+  static constexpr int COLUMNS = V > 1 ? UP : PLANES && DOWN == 1 ? 4 : 2;
   // Groups of columns begin where their first two phases share samples, but in planes, where stores must be aligned.
   static constexpr int TAPS_X = UP == 1 ? TAPS : TAPS / 2 + (PLANES ? 1 : 0);
   static constexpr int TAPS_Y = TAPS / UP;
@@ -73,10 +76,7 @@ struct March {
   static constexpr int SAMPLES = (COLUMNS / UP - 1) * DOWN + TAPS_X;
   static constexpr bool PAIRS = PLANES && sizeof(T) == 2;  // reads 4 bytes at a time
   // Rows that are being read: enough bytes in flight, and no more registers than 512 threads an SM may have.
-  static constexpr int AHEAD = V > 1                                    ? (UP == 1 && TAPS == 4 ? 2 : DOWN)
-                               : TAPS > 4 || (PLANES && sizeof(T) == 4) ? 2
-                                                                        : 4;
-  static constexpr int AHEAD_DENSE = TAPS > 4 ? DOWN : AHEAD;
+  static constexpr int AHEAD = V > 1 && UP == 2 ? 1 : 2;
   static constexpr int STRIDE = TAPS + 4;  // of the staged 2-D filter: two zeros at either end of a row
   static_assert(TAPS % 2 == 0 && AHEAD % DOWN == 0 && COLUMNS % UP == 0 && (UP == 1 || DOWN == 1));
 };
@@ -202,24 +202,22 @@ struct StagedFilter {
 };
 
 // One thread's part of the picture: output row groups [0, groups) from `input` row `first_row` on.
-template <class M, bool SEPARABLE>
+template <class M>
 __device__ __forceinline__ void march_rows(const MarchParams& p, const StagedFilter<M>& filter,
                                            const typename M::T* input, typename M::T* output, int first_column,
                                            int first_output, int first_row, int first_output_row, int groups) {
   using C = typename M::C;
   using T = typename M::T;
-  constexpr int width = M::COLUMNS, rows_ahead = SEPARABLE ? M::AHEAD : M::AHEAD_DENSE;
+  constexpr int width = M::COLUMNS, rows_ahead = M::AHEAD;
   const int input_row_size = p.x.size * p.channels, output_row_size = p.x.out * p.channels;
 
   C tap_x[M::UP][M::TAPS_X], tap_y[M::UP][M::TAPS_Y];
-  if constexpr (SEPARABLE) {
 #pragma unroll
-    for (int phase = 0; phase < M::UP; ++phase) {
+  for (int phase = 0; phase < M::UP; ++phase) {
 #pragma unroll
-      for (int j = 0; j < M::TAPS_X; ++j) tap_x[phase][j] = filter.x[2 + M::UP * j + p.x.tap - phase];
+    for (int j = 0; j < M::TAPS_X; ++j) tap_x[phase][j] = filter.x[2 + M::UP * j + p.x.tap - phase];
 #pragma unroll
-      for (int j = 0; j < M::TAPS_Y; ++j) tap_y[phase][j] = filter.y[M::UP * j + M::UP - 1 - phase];
-    }
+    for (int j = 0; j < M::TAPS_Y; ++j) tap_y[phase][j] = filter.y[M::UP * j + M::UP - 1 - phase];
   }
 
   C sums[M::UP][M::ROWS][width][M::V] = {};
@@ -240,28 +238,26 @@ __device__ __forceinline__ void march_rows(const MarchParams& p, const StagedFil
   const int steps = groups + M::ROWS - 1;
 #pragma unroll 1
   for (int step = 0; step < steps; step += rows_ahead / M::DOWN) {
-    // Zero, which the compiler does not know: else it keeps all addresses and all 2-D taps of the loop in registers.
+    // Zero, which the compiler does not know: else it keeps all addresses of the loop in registers.
     const int unknown_zero = step >> 30;
 #pragma unroll
     for (int i = 0; i < rows_ahead; ++i) {
       const int next_row = first_row + (step + unknown_zero) * M::DOWN + i + rows_ahead;
       const int group = step + i / M::DOWN - (M::ROWS - 1);  // the one that this row may complete
       C filtered[width][M::V];
-      if constexpr (SEPARABLE) {
 #pragma unroll
-        for (int e = 0; e < width; ++e) {
+      for (int e = 0; e < width; ++e) {
 #pragma unroll
-          for (int v = 0; v < M::V; ++v) {
-            C sum = 0;
+        for (int v = 0; v < M::V; ++v) {
+          C sum = 0;
 #pragma unroll
-            for (int j = 0; j < M::TAPS_X; ++j) {
-              sum += tap_x[e % M::UP][j] * sample_value<M>(ahead[i], e / M::UP * M::DOWN + j, v);
-            }
-            filtered[e][v] = sum;
+          for (int j = 0; j < M::TAPS_X; ++j) {
+            sum += tap_x[e % M::UP][j] * sample_value<M>(ahead[i], e / M::UP * M::DOWN + j, v);
           }
+          filtered[e][v] = sum;
         }
-        ahead[i] = read(next_row);
       }
+      ahead[i] = read(next_row);
       constexpr int last = M::DOWN - 1;
       const int part = i % M::DOWN;
 #pragma unroll
@@ -270,27 +266,11 @@ __device__ __forceinline__ void march_rows(const MarchParams& p, const StagedFil
 #pragma unroll
         for (int r = 0; r < M::ROWS; ++r) {
           const int j = (M::ROWS - 1 - r) * M::DOWN + part;
-          C dense[M::UP][M::TAPS_X];
-          if constexpr (!SEPARABLE) {
-            const C* row = filter.dense + (M::UP * j + M::UP - 1 - phase) * M::STRIDE + 2 + p.x.tap + unknown_zero;
-#pragma unroll
-            for (int x_phase = 0; x_phase < M::UP; ++x_phase)
-#pragma unroll
-              for (int t = 0; t < M::TAPS_X; ++t) dense[x_phase][t] = row[M::UP * t - x_phase];
-          }
 #pragma unroll
           for (int e = 0; e < width; ++e) {
 #pragma unroll
             for (int v = 0; v < M::V; ++v) {
-              C sum = j == 0 ? C(0) : sums[phase][r][e][v];
-              if constexpr (SEPARABLE) {
-                sum += tap_y[phase][j] * filtered[e][v];
-              } else {
-#pragma unroll
-                for (int t = 0; t < M::TAPS_X; ++t) {
-                  sum += dense[e % M::UP][t] * sample_value<M>(ahead[i], e / M::UP * M::DOWN + t, v);
-                }
-              }
+              const C sum = (j == 0 ? C(0) : sums[phase][r][e][v]) + tap_y[phase][j] * filtered[e][v];
               if (part < last) {
                 sums[phase][r][e][v] = sum;
               } else if (r > 0) {
@@ -306,8 +286,43 @@ __device__ __forceinline__ void march_rows(const MarchParams& p, const StagedFil
           store_outputs<M>(output + row * output_row_size, first_output, p, complete);
         }
       }
-      if constexpr (!SEPARABLE) ahead[i] = read(next_row);
     }
+  }
+}
+
+// The same for a filter that is no outer product: sums of all products, an output row after the other.
+template <class M>
+__device__ __forceinline__ void dense_rows(const MarchParams& p, const StagedFilter<M>& filter,
+                                           const typename M::T* input, typename M::T* output, int first_column,
+                                           int first_output, int first_row, int first_output_row, int groups) {
+  using C = typename M::C;
+  const int input_row_size = p.x.size * p.channels, output_row_size = p.x.out * p.channels;
+  const unsigned inside = columns_inside<M>(first_column, p.x.size);
+  const bool neighbours = first_column >= 1 && first_column + M::SAMPLES + 1 < p.x.size;
+  const int channels = M::PLANES ? 1 : p.channels;
+  const int begin = max(0, first_output_row), end = min(p.y.out, first_output_row + groups * M::UP);
+#pragma unroll 1
+  for (int row = begin; row < end; ++row) {
+    const int group = (row - first_output_row) / M::UP, phase = (row - first_output_row) % M::UP;
+    C sums[M::COLUMNS][M::V] = {};
+#pragma unroll 1
+    for (int j = 0; j < M::TAPS_Y; ++j) {
+      const int from = first_row + group * M::DOWN + j;
+      if (from < 0 || from >= p.y.size) continue;
+      const Samples<M> samples =
+          load_samples<M>(input + (from * input_row_size + first_column * channels), channels, inside, neighbours);
+      const C* taps = filter.dense + (M::UP * j + M::UP - 1 - phase) * M::STRIDE + 2 + p.x.tap;
+#pragma unroll
+      for (int e = 0; e < M::COLUMNS; ++e) {
+#pragma unroll
+        for (int t = 0; t < M::TAPS_X; ++t) {
+          const C tap = taps[M::UP * t - e % M::UP];
+#pragma unroll
+          for (int v = 0; v < M::V; ++v) sums[e][v] += tap * sample_value<M>(samples, e / M::UP * M::DOWN + t, v);
+        }
+      }
+    }
+    store_outputs<M>(output + row * output_row_size, first_output, p, sums);
   }
 }
 
@@ -327,48 +342,48 @@ __device__ __forceinline__ bool stage_filter(const MarchParams& p, typename M::C
     block_barrier();
     return true;
   }
-  if constexpr (M::TAPS <= dense_taps) {
-    for (int i = threadIdx.x; i < M::TAPS * M::STRIDE; i += march_threads) {
-      const int row = i / M::STRIDE, column = i % M::STRIDE - 2;
-      dense[i] = row < p.y.taps && column >= 0 && column < p.x.taps ? tap(row * p.x.taps + column) : C(0);
-    }
-    block_barrier();
-    // Sums of rows and of columns rather than a division by the largest tap: exact for the usual dyadic filters.
-    for (int i = threadIdx.x; i < M::STRIDE; i += march_threads) {
-      C sum = 0;
-      for (int row = 0; row < M::TAPS; ++row) sum += dense[row * M::STRIDE + i];
-      x[i] = sum;
-    }
-    for (int i = threadIdx.x; i < M::TAPS; i += march_threads) {
-      C sum = 0, total = 0;
-      for (int column = 0; column < M::STRIDE; ++column) sum += dense[i * M::STRIDE + column];
-      for (int j = 0; j < M::TAPS * M::STRIDE; ++j) total += dense[j];
-      y[i] = sum / total;
-    }
-    block_barrier();
-    C total = 0, total_size = 0, largest = 0, error = 0;
-    bool finite = true;
-    for (int row = 0; row < p.y.taps; ++row) {
-      for (int i = 2; i < 2 + p.x.taps; ++i) {
-        const C value = dense[row * M::STRIDE + i], difference = fabsf(value - x[i] * y[row]);
-        finite = finite && difference <= difference;  // not NaN: the taps may sum to zero
-        total += value;
-        total_size += fabsf(value);
-        largest = fmaxf(largest, fabsf(value));
-        error = fmaxf(error, difference);
-      }
-    }
-    // A total near zero would cost digits; so much rounding a float32 outer product may have.
-    return finite && fabsf(total) > C(0.1) * total_size && error <= C(5e-7) * largest;
+  for (int i = threadIdx.x; i < M::TAPS * M::STRIDE; i += march_threads) {
+    const int row = i / M::STRIDE, column = i % M::STRIDE - 2;
+    dense[i] = row < p.y.taps && column >= 0 && column < p.x.taps ? tap(row * p.x.taps + column) : C(0);
   }
-  return true;
+  block_barrier();
+  // Sums of rows and of columns rather than a division by the largest tap: exact for the usual dyadic filters.
+  for (int i = threadIdx.x; i < M::STRIDE; i += march_threads) {
+    C sum = 0;
+#pragma unroll 1
+    for (int row = 0; row < M::TAPS; ++row) sum += dense[row * M::STRIDE + i];
+    x[i] = sum;
+  }
+  for (int i = threadIdx.x; i < M::TAPS; i += march_threads) {
+    C sum = 0, total = 0;
+#pragma unroll 1
+    for (int column = 0; column < M::STRIDE; ++column) sum += dense[i * M::STRIDE + column];
+#pragma unroll 1
+    for (int j = 0; j < M::TAPS * M::STRIDE; ++j) total += dense[j];
+    y[i] = sum / total;
+  }
+  block_barrier();
+  C total = 0, total_size = 0, largest = 0, error = 0;
+  bool finite = true;
+  for (int row = 0; row < p.y.taps; ++row) {
+    for (int i = 2; i < 2 + p.x.taps; ++i) {
+      const C value = dense[row * M::STRIDE + i], difference = fabsf(value - x[i] * y[row]);
+      finite = finite && difference <= difference;  // not NaN: the taps may sum to zero
+      total += value;
+      total_size += fabsf(value);
+      largest = fmaxf(largest, fabsf(value));
+      error = fmaxf(error, difference);
+    }
+  }
+  // A total near zero would cost digits; so much rounding a float32 outer product may have.
+  return finite && fabsf(total) > C(0.1) * total_size && error <= C(5e-7) * largest;
 }
 
 template <class M>
-__global__ void __launch_bounds__(march_threads, M::TAPS > dense_taps ? 1 : 2) march_kernel(MarchParams p) {
+__global__ void __launch_bounds__(march_threads, 2) march_kernel(MarchParams p) {
   using C = typename M::C;
   using T = typename M::T;
-  FASTINV_SHARED(C, dense, M::TAPS <= dense_taps ? M::TAPS * M::STRIDE : 1);
+  FASTINV_SHARED(C, dense, M::TAPS * M::STRIDE);
   FASTINV_SHARED(C, x, M::STRIDE);
   FASTINV_SHARED(C, y, M::TAPS);
   const bool separable = stage_filter<M>(p, dense, x, y);
@@ -388,10 +403,10 @@ __global__ void __launch_bounds__(march_threads, M::TAPS > dense_taps ? 1 : 2) m
   const int first_row = p.y.base + first_group * M::DOWN;
   const int first_output_row = first_group * M::UP - p.y.shift;
   const StagedFilter<M> filter{dense, x, y};
-  if (M::TAPS > dense_taps || separable) {
-    march_rows<M, true>(p, filter, input, output, first_column, first_output, first_row, first_output_row, groups);
-  } else if constexpr (M::TAPS <= dense_taps) {
-    march_rows<M, false>(p, filter, input, output, first_column, first_output, first_row, first_output_row, groups);
+  if (separable) {
+    march_rows<M>(p, filter, input, output, first_column, first_output, first_row, first_output_row, groups);
+  } else {
+    dense_rows<M>(p, filter, input, output, first_column, first_output, first_row, first_output_row, groups);
   }
 }
 
