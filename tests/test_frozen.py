@@ -285,6 +285,20 @@ def test_gradient_scale_is_a_power_of_two_and_leaves_the_rest_alone():
         assert torch.equal(scaled[row] * inverse[row], dimage[row])
 
 
+def test_float16_gradients_of_one_sign_do_not_overflow():
+    """They grow towards 4x4. Here the large weights of toRGB do what more resolutions would."""
+    torch.manual_seed(0)
+    G = Generator(32, 32, 32, channels=dict.fromkeys(CHANNELS, 32), mapping_layers=1)
+    for r in CHANNELS:
+        getattr(G.synthesis, f"b{r}").torgb.weight.data *= 300
+    w_plus = codes(G, dtype=torch.float32)
+    truth, found = (
+        torch.autograd.grad(P.synthesis(w.requires_grad_()).sum(), w)[0]
+        for P, w in ((G.prepare(torch.float64), w_plus.double()), (G.prepare(torch.float16), w_plus.clone()))
+    )
+    assert relative_error(found, truth) < 1e-2
+
+
 @pytest.mark.slow
 def test_compiles_into_one_graph():
     """torch.compile with fullgraph: no graph break in the whole prepared synthesis, forward and backward."""

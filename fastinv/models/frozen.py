@@ -17,6 +17,9 @@ from fastinv.ops import synthesis, upfirdn2d
 from fastinv.ops.modulated_conv2d import EPSILON
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
+# float16: a picture's gradient of one sign everywhere grows by up to 4 with each halving of the resolution, to about
+# 4e5 at 4x4 in a network of 1024x1024 if it begins at 1. Begun here it stays far from 65504, and from underflow.
+START = 2.0**-8
 
 
 @dataclass
@@ -38,6 +41,7 @@ class FrozenLayer:
     clamp: float
     rgb_row: int = -1
     rgb_weight: torch.Tensor | None = None
+    rgb_weight_backward: torch.Tensor | None = None  # times START for float16, which so scales all gradients
     rgb_bias: torch.Tensor | None = None
     rgb_clamp: float = -1.0
 
@@ -86,7 +90,7 @@ class FrozenSynthesis:
         forms: layer name -> (forward, gradient) of the convolution, see `fastinv.models.convolution.Form`.
 
     float16: weights and styles are scaled by powers of two, which the demodulation cancels exactly, and the gradient of
-    the picture by another, so that neither leaves the format's range.
+    the picture by others, so that neither leaves the format's range.
     """
 
     def __init__(self, network: SynthesisNetwork, dtype: torch.dtype, forms: dict | None = None):
@@ -161,6 +165,7 @@ class FrozenSynthesis:
         layer = self.layers[-1]
         layer.rgb_row = self._add_affine(torgb.affine, torgb.weight_gain)
         layer.rgb_weight = torgb.weight.detach()[:, :, 0, 0].to(self.compute).contiguous()
+        layer.rgb_weight_backward = layer.rgb_weight * START if self.scaled else layer.rgb_weight
         layer.rgb_bias = torgb.bias.detach().to(self.compute)
         layer.rgb_clamp = -1.0 if torgb.conv_clamp is None else float(torgb.conv_clamp)
 
@@ -225,11 +230,13 @@ class _Synthesize(torch.autograd.Function):
         dimage, unscale = dimage.contiguous(), None
         if net.scaled:
             dimage, unscale = synthesis.gradient_scale(dimage)
+            unscale = unscale / START
         dx, sums, dnoise = None, [None] * (count + 1), [None] * count
         for index in reversed(range(count)):
             layer, form = net.layers[index], ctx.forms[index]
             following = net.layers[index + 1] if index + 1 < count else None
-            rgb_weight, rgb_styles, _ = layer.rgb_operands(styles)
+            _, rgb_styles, _ = layer.rgb_operands(styles)
+            rgb_weight = layer.rgb_weight_backward
             du, sums[index], dmap = synthesis.epilogue_backward(
                 dx, None if rgb_weight is None else dimage, kept[2 * index], kept[2 * index + 1],
                 d[:, layer.output_slice], noise[index], layer.strength,
