@@ -3,16 +3,17 @@
     python benchmarks/convolutions.py [--device cuda] [--quick] [--out FILE]
 
 A row is a layer with the passes around it, forward and gradient, see `fastinv.models.convolution`. The fastest form of
-each is what a prepared generator takes; ``share`` is the part of the device's matrix rate that its convolutions reach.
+each is what a prepared generator takes; ``share`` is the part of the device's matrix rate in the same dtype that its
+convolutions reach (float32: TF32 in the convolutions, as torch has it, but not in the matrix product).
 """
 
+import math
 from functools import partial
 
 import torch
 from harness import Rows, markdown, seconds
 
-from fastinv.models import convolution
-from fastinv.models.convolution import FrozenConvolution, candidates
+from fastinv.models.convolution import FORMS, FrozenConvolution, candidates
 
 TAPS = (0.25, 0.75, 0.75, 0.25)
 
@@ -37,27 +38,26 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
 def run(device: torch.device, scale, keep) -> dict:
     """Measures; scale is `gpu_check.Scale`, keep is called with what there is so far."""
     rows, rates = Rows(keep), {}
-    for dtype in scale.dtypes:
-        rates[str(dtype)] = matrix_rate(device, dtype, scale.matrix)
+    for dtype, n in scale.convolutions:
+        kind = str(dtype).removeprefix("torch.")
+        rates[kind] = rates.get(kind) or matrix_rate(device, dtype, scale.matrix)
         for name, inputs, outputs, size, up in layers(scale.resolution, scale.channel_base, scale.channel_max):
             layer = FrozenConvolution(torch.randn(outputs, inputs, 3, 3, device=device), up, TAPS, dtype)
-            for n in scale.batches:
-                x = torch.randn(n, inputs, size, size, device=device, dtype=dtype)
-                x = x.contiguous(memory_format=torch.channels_last)
-                timed = convolution.measure(layer, x, scale.repeats)
-                operations = 2 * 2 * 9 * inputs * outputs * n * size**2  # forward and gradient, as few as there can be
-                for form in candidates(up):
+            x = torch.randn(n, inputs, size, size, device=device, dtype=dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            timed = FORMS.measure(layer, x, scale.repeats)
+            operations = 2 * 2 * 9 * inputs * outputs * n * size**2  # forward and gradient, as few as there can be
+            for form in candidates(up):
+                row = {
+                    "layer": name, "dtype": kind, "batch": n, "forward": form.forward, "gradient": form.gradient,
+                    "layer_us": timed[form] * 1e6, "fastest": form == min(timed, key=timed.get),
+                }  # fmt: skip
+                if timed[form] < math.inf:
                     u = layer.forward(x, form)
-                    alone = seconds(partial(layer.forward, x, form), device, scale.repeats, 1)
-                    alone += seconds(partial(layer.gradient, u, form), device, scale.repeats, 1)
-                    rows.append(
-                        {
-                            "layer": name, "dtype": str(dtype).removeprefix("torch."), "batch": n,
-                            "forward": form.forward, "gradient": form.gradient, "layer_us": timed[form] * 1e6,
-                            "convolutions_us": alone * 1e6, "share": operations / alone / rates[str(dtype)],
-                            "fastest": form == min(timed, key=timed.get),
-                        }
-                    )  # fmt: skip
+                    alone = seconds(partial(layer.forward, x, form), device, scale.repeats, 1, behind=True)
+                    alone += seconds(partial(layer.gradient, u, form), device, scale.repeats, 1, behind=True)
+                    row |= {"convolutions_us": alone * 1e6, "share": operations / alone / rates[kind]}
+                rows.append(row)
     return {"rows": rows, "matrix_rate": rates}
 
 

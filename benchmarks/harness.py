@@ -1,6 +1,7 @@
 """What the benchmarks share: timing, a measured copy to compare with, facts about the machine, tables, result files."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -12,6 +13,7 @@ import torch
 
 from fastinv import _ext
 from fastinv.files import atomic_file
+from fastinv.models.convolution import PAUSE
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +30,8 @@ def facts(device: torch.device) -> dict:
     """Where and with what something was measured."""
     result = {
         "torch": torch.__version__,
-        "commit": _first_line("git", "describe", "--always", "--dirty"),
+        # A copy of the tree may come without .git; then the variable says what it is.
+        "commit": os.environ.get("FASTINV_COMMIT") or _first_line("git", "describe", "--always", "--dirty"),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "native": _ext.why_not() or "loaded",
         "native_cuda": _ext.cuda_why_not() or "loaded",
@@ -43,7 +46,11 @@ def facts(device: torch.device) -> dict:
             "driver": _first_line(*query),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-        }
+            "cudnn.benchmark": torch.backends.cudnn.benchmark,
+            "tf32": {
+                "convolutions": torch.backends.cudnn.allow_tf32, "matrices": torch.backends.cuda.matmul.allow_tf32,
+            },
+        }  # fmt: skip
     else:
         cpu = [line for line in _cpuinfo() if line.startswith("model name")]
         result |= {"cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(), "isa": _ext.cpu_isa()}
@@ -64,16 +71,21 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(function: Callable, device: torch.device, repeats: int = 20, warm_up: int = 3) -> float:
+def seconds(
+    function: Callable, device: torch.device, repeats: int = 20, warm_up: int = 3, behind: bool = False
+) -> float:
     """Median time of one call, on the device's own clock where it has one.
 
-    On a GPU the calls are queued behind each other, so that the host's share only counts where it is the slower one.
+    On a GPU the calls are queued one after the other, so that the host's share only counts where it is the slower one;
+    with ``behind`` they are queued behind a pause of the device, so that it does not count at all.
     """
     for _ in range(warm_up):
         function()
     wait(device)
     if device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        if behind:
+            torch.cuda._sleep(PAUSE)
         events[0].record()
         for event in events[1:]:
             function()
@@ -89,7 +101,7 @@ def seconds(function: Callable, device: torch.device, repeats: int = 20, warm_up
 
 
 def rotating(make: Callable[[], tuple], function: Callable, bytes_each: int, cache: int = 120 << 20) -> Callable:
-    """function called on several sets of operands in turn, so many that a cache of this size keeps none of them."""
+    """function called on sets of operands in turn, so many (at most 16) that a cache of this size keeps none."""
     sets = [make() for _ in range(max(1, min(16, -(-cache // max(1, bytes_each)))))]
     turn = [0]
 
@@ -118,6 +130,16 @@ def captured(function: Callable, device: torch.device) -> Callable:
     return graph.replay
 
 
+def seconds_in_graph(function: Callable, device: torch.device, repeats: int, calls: int = 16) -> float:
+    """Median time of one call among several in a CUDA graph: what a kernel costs in a recorded step."""
+
+    def several():
+        for _ in range(calls):
+            function()
+
+    return seconds(captured(several, device), device, repeats) / calls
+
+
 def copy_bandwidth(size: int, device: torch.device, repeats: int = 20) -> float:
     """Bytes per second, read and written, of copying `size` bytes from one buffer to another."""
 
@@ -126,7 +148,7 @@ def copy_bandwidth(size: int, device: torch.device, repeats: int = 20) -> float:
         return source, torch.empty_like(source)
 
     call = rotating(make, lambda source, target: target.copy_(source), 2 * size)
-    return 2 * size / seconds(call, device, repeats)
+    return 2 * size / seconds_in_graph(call, device, repeats)
 
 
 def relative_error(actual: torch.Tensor, truth: torch.Tensor) -> float:
@@ -160,7 +182,7 @@ def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
     """A Markdown table of rows; floats with three significant digits."""
     if not rows:
         return "(nothing measured)\n"
-    columns = columns or list(rows[0])
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
 
     def cell(value) -> str:
         return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)

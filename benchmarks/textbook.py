@@ -81,8 +81,11 @@ class Textbook(_Synthesis):
 
 
 class Plain(_Synthesis):
-    def __init__(self, G: Generator, dtype: torch.dtype):
+    """With ``sums`` the filter is a sum of shifted pictures, which a compiler can fuse, instead of a convolution."""
+
+    def __init__(self, G: Generator, dtype: torch.dtype, sums: bool = False):
         super().__init__(G, dtype)
+        self.sums = sums
         f = G.synthesis.b8.conv0.resample_filter
         self.taps = 2 * f.sum(1).flip(0) / f.sum().sqrt()
         self.prepared = {}
@@ -97,6 +100,10 @@ class Plain(_Synthesis):
 
     def fir(self, x, padding):
         taps = self.taps.to(x.dtype)
+        if self.sums:
+            x = F.pad(x, padding)
+            x = sum(taps[i] * x[:, :, i : x.shape[2] - 3 + i] for i in range(4))
+            return sum(taps[i] * x[:, :, :, i : x.shape[3] - 3 + i] for i in range(4))
         kernel = taps.view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1)
         x = F.conv2d(F.pad(x, padding), kernel, groups=x.shape[1])
         return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
