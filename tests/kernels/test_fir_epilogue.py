@@ -114,7 +114,7 @@ def forward(named, module=kernels, misaligned=False):
     image = None if named["rgb_weight"] is None else torch.full((n, 3, h, w), torch.nan, dtype=compute)
     rgb = None if image is None or named["rgb_clamp"] < 0 else torch.full_like(image, torch.nan)
     u = nhwc(named["u"], misaligned)
-    call(module, "fir_epilogue", named, u, named["bias"], named["rgb_bias"], named["image"], y, following, image, rgb)
+    call(module, "epilogue", named, u, named["bias"], named["rgb_bias"], named["image"], y, following, image, rgb)
     return y.permute(0, 3, 1, 2), None if following is None else following.permute(0, 3, 1, 2), image, rgb
 
 
@@ -128,7 +128,7 @@ def backward(back, module=kernels, misaligned=False):
     sums = torch.full((n, synthesis.sum_tiles(back["form"], h, w), 5, c), torch.nan, dtype=compute)
     dnoise = torch.full((n, 1, h, w), torch.nan, dtype=compute) if back["need_noise"] else None
     dnext = nhwc(back["dnext"], misaligned)
-    call(module, "fir_epilogue_backward", back, dnext, back["dimage"], y, back["rgb"], du, sums, dnoise)
+    call(module, "epilogue_backward", back, dnext, back["dimage"], y, back["rgb"], du, sums, dnoise)
     return du.permute(0, 3, 1, 2), sums, dnoise
 
 
