@@ -4,7 +4,7 @@
 
 A row is a layer with the passes around it, forward and gradient, see `fastinv.models.convolution`. The fastest form of
 each is what a prepared generator takes; ``share`` is the part of the device's matrix rate in the same dtype that its
-convolutions reach (float32: TF32 in the convolutions, as torch has it, but not in the matrix product).
+convolutions reach (float32 is TF32 in both).
 """
 
 import math
@@ -30,9 +30,14 @@ def layers(resolution: int, base: int, largest: int):
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Operations per second of a matrix product of this size on random data."""
+    """Operations per second of a matrix product of this size on random data, with TF32 where convolutions have it."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10)
+    finally:
+        matmul.allow_tf32 = before
 
 
 def run(device: torch.device, scale, keep) -> dict:
@@ -42,7 +47,8 @@ def run(device: torch.device, scale, keep) -> dict:
         kind = str(dtype).removeprefix("torch.")
         rates[kind] = rates.get(kind) or matrix_rate(device, dtype, scale.matrix)
         for name, inputs, outputs, size, up in layers(scale.resolution, scale.channel_base, scale.channel_max):
-            layer = FrozenConvolution(torch.randn(outputs, inputs, 3, 3, device=device), up, TAPS, dtype)
+            weight = torch.randn(outputs, inputs, 3, 3, device=device) / (3 * inputs**0.5)
+            layer = FrozenConvolution(weight, up, TAPS, dtype)
             x = torch.randn(n, inputs, size, size, device=device, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             timed = FORMS.measure(layer, x, scale.repeats)

@@ -4,8 +4,8 @@
                                    [--out DIR]
 
 Parts, each a process of its own with a time limit, each leaving DIR/<part>.json when it is done (what it has so far if
-it is stopped); a part that is there already for this commit, GPU and size is not run again (--again does). What a part
-leaves of its time the later ones may use. docs/gpu-check.md has the reading of the results:
+it is stopped); a part that is there already for this commit, GPU and size is not run again (--again does). Time that is
+left over goes to the next parts. docs/gpu-check.md has the reading of the results:
 
     build         the CUDA library: a carried one (FASTINV_LIBRARY), else it is built for the GPU that is here
     tests         pytest -m gpu: every op against float64, devices, streams, autocast, torch.compile, graph capture
@@ -37,7 +37,7 @@ import torch
 from harness import ROOT, facts, markdown, write
 
 HERE = Path(__file__).parent
-# Seconds; together below nine minutes.
+# Seconds that each part is sure to have; together below nine minutes.
 PARTS = {
     "build": 90, "tests": 80, "correctness": 60, "sanitizer": 60, "convolutions": 80, "kernels": 45, "ladder": 115,
 }  # fmt: skip
@@ -104,7 +104,7 @@ def build(device, scale, options) -> dict:
 
 def tests(device, scale, options) -> dict:
     """pytest on tests/gpu, in several processes where pytest-xdist is there; in a dry run they are only collected."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider", "-v"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider", "-vv"]
     if options.dry:
         command += ["--collect-only"]
     elif importlib.util.find_spec("xdist"):
@@ -156,6 +156,8 @@ def touch(device: torch.device, what: str) -> None:
     import ladder
     from correctness import generator, lpips_network
 
+    for case in kernels.network_cases(DRY, 2, device):
+        case.call(*case.make())
     for dtype in DRY.dtypes if device.type == "cpu" else FULL.dtypes:
         for case in kernels.cases(1, 16, 8, dtype, device):
             case.call(*case.make())
@@ -295,11 +297,9 @@ def main() -> None:
     unknown = sorted({*chosen, *filter(None, options.skip.split(","))} - set(PARTS))
     if unknown:
         parser.error(f"no part is called {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    broken, allowed, begun = [], 0, time.perf_counter()
-    for name in PARTS:
-        if name not in chosen or name in options.skip.split(","):
-            continue
-        allowed += PARTS[name]
+    chosen = [name for name in PARTS if name in chosen and name not in options.skip.split(",")]
+    broken, end = [], time.perf_counter() + sum(PARTS.values())
+    for index, name in enumerate(chosen):
         if not options.again and done_already(options.out / f"{name}.json", options):
             print(f"{name}: done already", flush=True)
             continue
@@ -310,7 +310,7 @@ def main() -> None:
         command += ["--device", options.device]
         command += ["--dry"] if options.dry else ["--quick"] if options.quick else []
         command += ["--heuristics"] if options.heuristics else []
-        status = run_limited(command, allowed - (started - begun))
+        status = run_limited(command, end - started - sum(PARTS[later] for later in chosen[index + 1 :]))
         broken += [f"{name}: {status}"] if status else []
         print(f"{name}: {status or 'done'}, {time.perf_counter() - started:.0f} s", flush=True)
     page, failed = summarise(options)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,16 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert found.returncode == 2 and "no CUDA device here; --dry" in found.stderr
     found = gpu_check(tmp_path, "--dry", "--only", "everything")
     assert found.returncode == 2 and "no part is called 'everything'" in found.stderr
+
+
+def test_a_part_over_its_time_is_stopped_with_all_that_it_started(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_check import run_limited
+
+    child = f"import pathlib, time; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
+    parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(60)"
+    assert run_limited([sys.executable, "-c", parent, child], 2) == "stopped after 2 s"
+    assert run_limited([sys.executable, "-c", "raise SystemExit(3)"], 60) == "exit status 3"
+    assert run_limited([sys.executable, "-c", ""], 60) == ""
+    time.sleep(4)
+    assert not (tmp_path / "alive").exists()
