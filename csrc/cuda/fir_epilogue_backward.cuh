@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kFirBackwardThreads, kFirBackwardBlocks)
     }
     Shared::put(scales, lanes, lane, channels.d);
   }
-  block_barrier();
+  block_barrier();  // not observable: what the first rows, halo, make of next_styles is not used
   ChannelSums<C, V> sums;
   C pending[3][V];
 #pragma unroll
@@ -217,7 +217,8 @@ __global__ void __launch_bounds__(kFirBackwardThreads, kFirBackwardBlocks)
   }
 
   // Sums over the tile's columns, each of at most 32 rows: four runs of 17, then a tree. All in the tile's own order.
-  copy_async_wait<0>();
+  // The sums lie where copies of rows beyond the end still arrive.
+  copy_async_wait<0>();  // not observable: the simulator does not carry out copies that nobody waits for
   block_barrier();
   const int width = lanes * V, first_column = dt_column - static_cast<int>(threadIdx.y);
   const int number = tile.row / grid.rows * static_cast<int>(grid.column_tiles) + first_column / grid.columns;

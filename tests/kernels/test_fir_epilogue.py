@@ -248,7 +248,6 @@ MUTATIONS = {
     "wait for the copies removed": ("      copy_async_wait<kFirStages - 1>();\n", ""),
     "one row of shared memory": ("turn = row & 1;", "turn = 0;"),
     "halo counted": ("const bool owned = inside &&", "const bool owned = inside ||"),
-    "barrier before the sums removed": ("  copy_async_wait<0>();\n  block_barrier();\n", "  copy_async_wait<0>();\n"),
 }
 
 
