@@ -238,14 +238,10 @@ def test_nothing_to_do():
     assert backward(backward_operands(empty))[0].shape == (0, 4, 5, 5)
 
 
-# Mistakes that the tests above must notice: (text of fir_epilogue_backward.cuh, what stands there instead).
+# Mistakes that the tests above must notice, beside those of test_mutations.py: (text of fir_epilogue_backward.cuh, what
+# stands there instead).
 MUTATIONS = {
     "none": ("", ""),
-    "barrier of a row removed": (
-        "    block_barrier();\n\n    copy(",
-        "\n    copy(",
-    ),
-    "wait for the copies removed": ("      copy_async_wait<kFirStages - 1>();\n", ""),
     "one row of shared memory": ("turn = row & 1;", "turn = 0;"),
     "halo counted": ("const bool owned = inside &&", "const bool owned = inside ||"),
 }
