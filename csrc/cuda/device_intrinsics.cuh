@@ -145,7 +145,10 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   if (dynamic_shared_bytes > 48 * 1024) {  // more than that only if asked for
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                     static_cast<int>(dynamic_shared_bytes));
-    if (status != cudaSuccess) return cudaGetErrorString(status);
+    if (status != cudaSuccess) {
+      cudaGetLastError();  // takes it, or the next launch would be blamed for it
+      return cudaGetErrorString(status);
+    }
   }
   kernel<<<grid, block, dynamic_shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   const cudaError_t status = cudaGetLastError();

@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
   const char* op = "perceptual_stage";
   FASTINV_CHECK(u_any.is_cuda() && u_any.dim() == 4, op, ": u must be [N, C, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_stage", u_any);
-  const Tensor u = in_layout(u_any, true);
+  const Tensor u = aligned(in_layout(u_any, true));
   const ScalarType dtype = u.scalar_type(), compute = cuda_compute_dtype(dtype);
   cuda::PerceptualStageParams p = stage_params(op, u);
   const int64_t n = u.size(0), channels = u.size(1), height = u.size(2), width = u.size(3);
@@ -102,11 +102,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
                 width);
   FASTINV_CHECK(head_any.has_value() == has_target && target_inverse_any.has_value() == has_target, op,
                 ": head, target and target_inverse come together");
-  const Tensor bias = cuda_operand(op, "bias", bias_any, u, dtype, {channels});
+  const Tensor bias = aligned(cuda_operand(op, "bias", bias_any, u, dtype, {channels}));
   std::optional<Tensor> head, target, target_inverse, pixel_weight;
   if (has_target) {
-    head = cuda_operand(op, "head", *head_any, u, compute, {channels});
-    target = cuda_operand(op, "target", *target_any, u, dtype, sizes_of(u), true);
+    head = aligned(cuda_operand(op, "head", *head_any, u, compute, {channels}));
+    target = aligned(cuda_operand(op, "target", *target_any, u, dtype, sizes_of(u), true));
     target_inverse = cuda_operand(op, "target_inverse", *target_inverse_any, u, compute, {n, height, width});
     if (pixel_weight_any) {
       pixel_weight = cuda_operand(op, "pixel_weight", *pixel_weight_any, u, compute, {n, height, width});
@@ -141,22 +141,22 @@ Tensor perceptual_stage_backward(const Tensor& h_any, const Tensor& inverse_any,
   const char* op = "perceptual_stage_backward";
   FASTINV_CHECK(h_any.is_cuda() && h_any.dim() == 4, op, ": h must be [N, C, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_stage_backward", h_any);
-  const Tensor h = in_layout(h_any, true);
+  const Tensor h = aligned(in_layout(h_any, true));
   const ScalarType dtype = h.scalar_type(), compute = cuda_compute_dtype(dtype);
   cuda::PerceptualStageParams p = stage_params(op, h);
   const int64_t n = h.size(0), channels = h.size(1), height = h.size(2), width = h.size(3);
   const std::vector<int64_t> pixels = {n, height, width};
   const Tensor inverse = cuda_operand(op, "inverse", inverse_any, h, compute, pixels);
   const Tensor slope = cuda_operand(op, "slope", slope_any, h, compute, pixels);
-  const Tensor head = cuda_operand(op, "head", head_any, h, compute, {channels});
-  const Tensor target = cuda_operand(op, "target", target_any, h, dtype, sizes_of(h), true);
+  const Tensor head = aligned(cuda_operand(op, "head", head_any, h, compute, {channels}));
+  const Tensor target = aligned(cuda_operand(op, "target", target_any, h, dtype, sizes_of(h), true));
   const Tensor target_inverse = cuda_operand(op, "target_inverse", target_inverse_any, h, compute, pixels);
   const Tensor grad_value = cuda_operand(op, "grad_value", grad_value_any, h, compute, {n});
   std::optional<Tensor> pixel_weight, grad_pooled;
   if (pixel_weight_any) pixel_weight = cuda_operand(op, "pixel_weight", *pixel_weight_any, h, compute, pixels);
   if (grad_pooled_any) {
-    grad_pooled =
-        cuda_operand(op, "grad_pooled", *grad_pooled_any, h, dtype, {n, channels, height / 2, width / 2}, true);
+    grad_pooled = aligned(
+        cuda_operand(op, "grad_pooled", *grad_pooled_any, h, dtype, {n, channels, height / 2, width / 2}, true));
   }
   const Tensor grad = cuda_empty(sizes_of(h), dtype, h, true);
   p.h = const_cast<void*>(h.const_data_ptr());  // h, inverse and slope are only read here

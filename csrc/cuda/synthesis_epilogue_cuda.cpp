@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> synthesis_epilogue_cuda(
   FASTINV_CHECK(u_any.dim() == 4, op, ": u must have 4 dimensions, got ", to_string(sizes_of(u_any)));
   const DeviceGuard guard = device_guard("synthesis_epilogue", u_any);
   const Form form = checked_form(op, form_code);
-  const Tensor u = in_layout(u_any, true);
+  const Tensor u = aligned(in_layout(u_any, true));
   const ScalarType dtype = u.scalar_type(), compute = cuda_compute_dtype(dtype);
   const bool phases = form == Form::phases || form == Form::shuffled;
   FASTINV_CHECK(!phases || u.size(1) % 4 == 0, op, ": u must have four times the output's channels, got ", u.size(1));
@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> synthesis_epilogue_backward_cuda(
   FASTINV_CHECK(y_any.dim() == 4, op, ": y must have 4 dimensions, got ", to_string(sizes_of(y_any)));
   const DeviceGuard guard = device_guard("synthesis_epilogue_backward", y_any);
   const Form form = checked_form(op, form_code);
-  const Tensor y = in_layout(y_any, true);
+  const Tensor y = aligned(in_layout(y_any, true));
   const ScalarType dtype = y.scalar_type(), compute = cuda_compute_dtype(dtype);
   const std::vector<int64_t> sizes = sizes_of(y);
   const int64_t n = sizes[0], c = sizes[1], h = sizes[2], w = sizes[3];
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> synthesis_epilogue_backward_cuda(
 
   std::optional<Tensor> dnext, dimage, rgb;  // own the copies that p points into
   if (dnext_any) {
-    dnext = cuda_operand(op, "dnext", *dnext_any, y, dtype, sizes, true);
+    dnext = aligned(cuda_operand(op, "dnext", *dnext_any, y, dtype, sizes, true));
     p.dnext = dnext->const_data_ptr();
   }
   if (dimage_any) {

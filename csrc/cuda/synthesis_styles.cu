@@ -59,7 +59,7 @@ static LayerStarts layer_starts(const DemodulationParams& p, bool forward) {
 }
 
 const char* synthesis_demodulation(const DemodulationParams& p, void* stream) {
-  if (p.samples == 0) return nullptr;
+  if (p.samples == 0 || p.rows + p.layers == 0) return nullptr;
   const LayerStarts starts = layer_starts(p, true);
   bool vectors = p.rows % 4 == 0 && aligned(p.styles) && aligned(p.weight_sumsq);
   for (int i = 0; i < p.layers; ++i) vectors = vectors && p.row[i] % 4 == 0 && p.inputs[i] % 4 == 0;
@@ -71,7 +71,7 @@ const char* synthesis_demodulation(const DemodulationParams& p, void* stream) {
 }
 
 const char* synthesis_demodulation_backward(const DemodulationParams& p, void* stream) {
-  if (p.samples == 0) return nullptr;
+  if (p.samples == 0 || p.rows + p.layers == 0) return nullptr;
   const LayerStarts starts = layer_starts(p, false);
   bool vectors = aligned(p.weight_sumsq);
   for (int i = 0; i < p.layers; ++i) vectors = vectors && p.inputs[i] % 4 == 0;

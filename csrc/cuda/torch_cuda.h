@@ -61,6 +61,11 @@ inline Tensor cuda_operand(const char* op, const char* name, const Tensor& x, co
   return in_layout(x, channels_last);
 }
 
+// Dense `x`, copied where it begins inside of 16 bytes (a slice may): for kernels that have nothing but vector loads.
+inline Tensor aligned(const Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 ? x : torch::stable::clone(x);
+}
+
 // A new uninitialised tensor on the device of `leader`, dense in the given layout.
 inline Tensor cuda_empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& leader,
                          bool channels_last = false) {
