@@ -155,3 +155,44 @@ def test_a_graph_of_forward_and_backward_replays_on_new_codes(dtype):
     expected = P.synthesis(fresh)
     assert torch.equal(replayed[0], expected.detach())
     assert torch.equal(replayed[1], torch.autograd.grad(expected.square().sum(), fresh)[0])
+
+
+def shifted(x):
+    """The same numbers and strides in memory that begins one value after a multiple of 16 bytes."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory.as_strided(x.shape, x.stride(), 1).copy_(x)
+
+
+def check_slices(device, dtype):
+    """Kernels that load nothing but vectors take operands which begin anywhere."""
+    torch.manual_seed(3)
+    native = torch.ops.fastinv
+    u, g, target = (torch.randn(2, 6, 10, 8, device=device).to(dtype).permute(0, 3, 1, 2) for _ in range(3))
+    head, inverse = torch.rand(8, device=device), torch.ones(2, 6, 10, device=device)
+    d, next_styles, bias = (
+        torch.randn(2, 8, device=device),
+        torch.randn(2, 8, device=device),
+        u[0, :, 0, 0].contiguous(),
+    )
+    layer = d, None, 0.0, None, next_styles, None, None, None, None, [], 0, 0.2, 1.0, -1.0, -1.0
+    back = d, None, 0.0, next_styles, None, None, [], 0, 0.2, 1.0, -1.0, -1.0, False
+    h, _, h_inverse, slope, _ = native.perceptual_stage(u, bias, head, target, inverse, None, True)
+    pooled, ones = g[:, :, :3, :5].contiguous(memory_format=torch.channels_last), torch.ones(2, device=device)
+    calls = [
+        lambda at: native.synthesis_epilogue(at(u), *layer),
+        lambda at: native.synthesis_epilogue_backward(at(g), None, at(u), None, *back),
+        lambda at: native.perceptual_stage(at(u), at(bias), at(head), at(target), inverse, None, True),
+        lambda at: [
+            native.perceptual_stage_backward(
+                at(h), h_inverse, slope, at(head), at(target), inverse, None, ones, at(pooled)
+            )
+        ],
+    ]
+    for call in calls:
+        expected, found = call(lambda x: x), call(shifted)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_slices_that_begin_inside_of_16_bytes(dtype):
+    check_slices(CUDA, dtype)
