@@ -29,7 +29,7 @@ void adam_record(const Tensor& total_any, const Tensor& values_any, const Tensor
                  const Tensor& lowest, const Tensor& best_step, const Tensor& bad_step, const Tensor& better,
                  bool last) {
   const char* op = "adam_record";
-  FASTINV_CHECK(total_any.is_cuda() && total_any.dim() == 1, op, ": total must be [N] on a CUDA device");
+  FASTINV_CHECK(on_cuda(total_any) && total_any.dim() == 1, op, ": total must be [N] on a CUDA device");
   FASTINV_CHECK(values_any.dim() == 2 && curves.dim() == 3, op, ": values must be [terms, N] and curves [page, ",
                 "1 + terms, N], got ", to_string(sizes_of(values_any)), " and ", to_string(sizes_of(curves)));
   const DeviceGuard guard = device_guard("adam_record", total_any);
@@ -58,7 +58,7 @@ void adam_step(const Tensor& variable, const Tensor& gradient_any, const Tensor&
                const Tensor& best, const Tensor& better_any, const Tensor& coefficients_any, const Tensor& clock_any,
                int64_t column, double beta1, double beta2, double eps) {
   const char* op = "adam_step";
-  FASTINV_CHECK(variable.is_cuda() && variable.dim() >= 1, op, ": variable must be [N, ...] on a CUDA device");
+  FASTINV_CHECK(on_cuda(variable) && variable.dim() >= 1, op, ": variable must be [N, ...] on a CUDA device");
   FASTINV_CHECK(coefficients_any.dim() == 2 && coefficients_any.size(0) >= 1, op,
                 ": coefficients must be [page, columns], got ", to_string(sizes_of(coefficients_any)));
   const DeviceGuard guard = device_guard("adam_step", variable);
@@ -95,7 +95,7 @@ void adam_step(const Tensor& variable, const Tensor& gradient_any, const Tensor&
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("adam_record", TORCH_BOX(&fastinv::adam_record));
   m.impl("adam_step", TORCH_BOX(&fastinv::adam_step));
 }

@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> bias_act_backward2(const Tensor& grad_dx, const Tenso
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("bias_act", TORCH_BOX(&fastinv::bias_act));
   m.impl("bias_act_backward", TORCH_BOX(&fastinv::bias_act_backward));
   m.impl("bias_act_backward2", TORCH_BOX(&fastinv::bias_act_backward2));

@@ -59,7 +59,7 @@ Tensor channel_dot(const Tensor& a_any, const Tensor& b_any) {
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("modulated_conv2d_scale", TORCH_BOX(&fastinv::channel_scale));
   m.impl("modulated_conv2d_dot", TORCH_BOX(&fastinv::channel_dot));
 }

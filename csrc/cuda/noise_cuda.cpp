@@ -11,7 +11,7 @@ std::vector<Tensor> checked_maps(const char* op, const std::vector<Tensor>& maps
                 maps.size());
   const Tensor& leader = maps[0];
   const ScalarType dtype = leader.scalar_type();
-  FASTINV_CHECK(leader.is_cuda(), op, ": maps must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(leader), op, ": maps must be on a CUDA device");
   FASTINV_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
                 ": maps must be float32 or float64, got ", torch::headeronly::toString(dtype));
   std::vector<Tensor> dense;
@@ -48,7 +48,7 @@ cuda::NoiseParams noise_params(const char* op, const std::vector<Tensor>& maps) 
 
 std::tuple<Tensor, Tensor, Tensor> noise_regularization_cuda(std::vector<Tensor> maps) {
   const char* op = "noise_regularization";
-  FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
+  FASTINV_CHECK(!maps.empty() && on_cuda(maps[0]), op, ": needs maps on a CUDA device");
   const DeviceGuard guard = device_guard("noise_regularization", maps[0]);
   maps = checked_maps(op, maps);
   cuda::NoiseParams p = noise_params(op, maps);
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> noise_regularization_cuda(std::vector<Tensor>
 std::vector<Tensor> noise_regularization_backward_cuda(const Tensor& dvalue_any, std::vector<Tensor> maps,
                                                        const Tensor& means_any, const Tensor& pyramid_any) {
   const char* op = "noise_regularization_backward";
-  FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
+  FASTINV_CHECK(!maps.empty() && on_cuda(maps[0]), op, ": needs maps on a CUDA device");
   const DeviceGuard guard = device_guard("noise_regularization_backward", maps[0]);
   maps = checked_maps(op, maps);
   cuda::NoiseParams p = noise_params(op, maps);
@@ -82,7 +82,9 @@ std::vector<Tensor> noise_regularization_backward_cuda(const Tensor& dvalue_any,
   for (size_t i = 0; i < maps.size(); ++i) {
     gradients.push_back(cuda_empty(sizes_of(maps[i]), dtype, maps[0]));
     p.maps[i].gradient = gradients[i].mutable_data_ptr();
+    if (p.samples == 0) torch::stable::fill_(gradients[i], 0.0);  // of maps that no sample has
   }
+  if (p.samples == 0) return gradients;
   p.dvalue = dvalue.const_data_ptr();
   p.means = mutable_data<double>(means);  // read only
   p.pyramid = pyramid.mutable_data_ptr();
@@ -92,7 +94,7 @@ std::vector<Tensor> noise_regularization_backward_cuda(const Tensor& dvalue_any,
 
 void normalize_noise_cuda(std::vector<Tensor> maps) {
   const char* op = "normalize_noise_";
-  FASTINV_CHECK(!maps.empty() && maps[0].is_cuda(), op, ": needs maps on a CUDA device");
+  FASTINV_CHECK(!maps.empty() && on_cuda(maps[0]), op, ": needs maps on a CUDA device");
   const DeviceGuard guard = device_guard("normalize_noise_", maps[0]);
   for (const Tensor& map : maps) {
     FASTINV_CHECK(map.is_contiguous(), op, ": maps must be contiguous, they are changed in place");
@@ -116,7 +118,7 @@ void normalize_noise_cuda(std::vector<Tensor> maps) {
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("noise_regularization", TORCH_BOX(&fastinv::noise_regularization_cuda));
   m.impl("noise_regularization_backward", TORCH_BOX(&fastinv::noise_regularization_backward_cuda));
   m.impl("normalize_noise_", TORCH_BOX(&fastinv::normalize_noise_cuda));

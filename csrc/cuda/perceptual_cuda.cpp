@@ -41,7 +41,7 @@ void set_sizes(cuda::PerceptualInputParams& p, const char* op, const Tensor& ima
 Tensor perceptual_input(const Tensor& images, const std::vector<double>& scale, const std::vector<double>& offset,
                         int64_t height, int64_t width, int64_t channels, ScalarType dtype) {
   const char* op = "perceptual_input";
-  FASTINV_CHECK(images.is_cuda() && images.dim() == 4, op, ": images must be [N, 3, H, W] on a CUDA device");
+  FASTINV_CHECK(on_cuda(images) && images.dim() == 4, op, ": images must be [N, 3, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_input", images);
   const Tensor features = cuda_empty({images.size(0), channels, height, width}, dtype, images, true);
   cuda::PerceptualInputParams p{};
@@ -55,7 +55,7 @@ Tensor perceptual_input(const Tensor& images, const std::vector<double>& scale, 
 Tensor perceptual_input_backward(const Tensor& grad_any, const Tensor& grad_value_any, const std::vector<double>& scale,
                                  int64_t height, int64_t width, ScalarType dtype) {
   const char* op = "perceptual_input_backward";
-  FASTINV_CHECK(grad_any.is_cuda() && grad_any.dim() == 4, op, ": grad must be [N, C, h, w] on a CUDA device");
+  FASTINV_CHECK(on_cuda(grad_any) && grad_any.dim() == 4, op, ": grad must be [N, C, h, w] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_input_backward", grad_any);
   const Tensor grad = in_layout(grad_any, true);
   const Tensor grad_value =
@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
                                                                     const std::optional<Tensor>& pixel_weight_any,
                                                                     bool pool) {
   const char* op = "perceptual_stage";
-  FASTINV_CHECK(u_any.is_cuda() && u_any.dim() == 4, op, ": u must be [N, C, H, W] on a CUDA device");
+  FASTINV_CHECK(on_cuda(u_any) && u_any.dim() == 4, op, ": u must be [N, C, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_stage", u_any);
   const Tensor u = aligned(in_layout(u_any, true));
   const ScalarType dtype = u.scalar_type(), compute = cuda_compute_dtype(dtype);
@@ -139,7 +139,7 @@ Tensor perceptual_stage_backward(const Tensor& h_any, const Tensor& inverse_any,
                                  const std::optional<Tensor>& pixel_weight_any, const Tensor& grad_value_any,
                                  const std::optional<Tensor>& grad_pooled_any) {
   const char* op = "perceptual_stage_backward";
-  FASTINV_CHECK(h_any.is_cuda() && h_any.dim() == 4, op, ": h must be [N, C, H, W] on a CUDA device");
+  FASTINV_CHECK(on_cuda(h_any) && h_any.dim() == 4, op, ": h must be [N, C, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_stage_backward", h_any);
   const Tensor h = aligned(in_layout(h_any, true));
   const ScalarType dtype = h.scalar_type(), compute = cuda_compute_dtype(dtype);
@@ -178,7 +178,7 @@ Tensor perceptual_sum(const std::vector<Tensor>& partials) {
   FASTINV_CHECK(!partials.empty() && partials.size() <= cuda::kPerceptualMostPartials, op, ": 1 to ",
                 cuda::kPerceptualMostPartials, " tensors, got ", partials.size());
   const Tensor& first = partials[0];
-  FASTINV_CHECK(first.is_cuda() && first.dim() == 2, op, ": partials must be [N, K] on a CUDA device");
+  FASTINV_CHECK(on_cuda(first) && first.dim() == 2, op, ": partials must be [N, K] on a CUDA device");
   const ScalarType dtype = first.scalar_type();
   FASTINV_CHECK(dtype == cuda_compute_dtype(dtype), op, ": partials must be float32 or float64, got ",
                 torch::headeronly::toString(dtype));
@@ -203,7 +203,7 @@ Tensor perceptual_sum(const std::vector<Tensor>& partials) {
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("perceptual_input", TORCH_BOX(&fastinv::perceptual_input));
   m.impl("perceptual_input_backward", TORCH_BOX(&fastinv::perceptual_input_backward));
   m.impl("perceptual_stage", TORCH_BOX(&fastinv::perceptual_stage));

@@ -10,7 +10,7 @@ constexpr int64_t kMostElements = int64_t(1) << 31;  // of a sample: kernels cou
 // A [N, C] operand whose rows may be slices of longer ones, which need no copy.
 Tensor row_operand(const char* op, const char* name, const Tensor& x, const Tensor& leader, ScalarType dtype,
                    const std::vector<int64_t>& sizes) {
-  const bool ready = x.is_cuda() && x.get_device_index() == leader.get_device_index() && x.scalar_type() == dtype &&
+  const bool ready = on_cuda(x) && x.get_device_index() == leader.get_device_index() && x.scalar_type() == dtype &&
                      sizes_of(x) == sizes && (x.stride(1) == 1 || x.size(1) <= 1);
   return ready ? x : cuda_operand(op, name, x, leader, dtype, sizes);
 }
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> synthesis_epilogue_cuda(
     const std::optional<Tensor>& rgb_bias_any, const std::optional<Tensor>& image_any, const std::vector<double>& taps,
     int64_t form_code, double alpha, double gain, double clamp, double rgb_clamp) {
   const char* op = "synthesis_epilogue";
-  FASTINV_CHECK(u_any.is_cuda(), op, ": u must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(u_any), op, ": u must be on a CUDA device");
   FASTINV_CHECK(u_any.dim() == 4, op, ": u must have 4 dimensions, got ", to_string(sizes_of(u_any)));
   const DeviceGuard guard = device_guard("synthesis_epilogue", u_any);
   const Form form = checked_form(op, form_code);
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> synthesis_epilogue_backward_cuda(
     const std::optional<Tensor>& rgb_styles, const std::vector<double>& taps, int64_t form_code, double alpha,
     double gain, double clamp, double rgb_clamp, bool need_noise) {
   const char* op = "synthesis_epilogue_backward";
-  FASTINV_CHECK(y_any.is_cuda(), op, ": y must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(y_any), op, ": y must be on a CUDA device");
   FASTINV_CHECK(y_any.dim() == 4, op, ": y must have 4 dimensions, got ", to_string(sizes_of(y_any)));
   const DeviceGuard guard = device_guard("synthesis_epilogue_backward", y_any);
   const Form form = checked_form(op, form_code);
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> synthesis_epilogue_backward_cuda(
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("synthesis_epilogue", TORCH_BOX(&fastinv::synthesis_epilogue_cuda));
   m.impl("synthesis_epilogue_backward", TORCH_BOX(&fastinv::synthesis_epilogue_backward_cuda));
 }

@@ -10,7 +10,7 @@ static_assert(cuda::kSynthesisLayers == kMostTableEntries);
 
 // Checks a leading tensor and returns its number of samples.
 int64_t check_leader(const char* op, const char* name, const Tensor& x, int64_t dims) {
-  FASTINV_CHECK(x.is_cuda(), op, ": ", name, " must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(x), op, ": ", name, " must be on a CUDA device");
   FASTINV_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op, ": ", name,
                 " must be float32 or float64, got ", torch::headeronly::toString(x.scalar_type()));
   FASTINV_CHECK(x.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", to_string(sizes_of(x)));
@@ -144,7 +144,7 @@ Tensor demodulation_backward_cuda(const Tensor& dstyles_any, const Tensor& q_any
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("synthesis_styles", TORCH_BOX(&fastinv::styles_cuda));
   m.impl("synthesis_styles_backward", TORCH_BOX(&fastinv::styles_backward_cuda));
   m.impl("synthesis_demodulation", TORCH_BOX(&fastinv::demodulation_cuda));

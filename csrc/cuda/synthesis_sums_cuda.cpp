@@ -9,7 +9,7 @@ namespace {
 static_assert(cuda::kSumLayers == kMostTableEntries);
 
 void check_leader(const char* op, const char* name, const Tensor& x) {
-  FASTINV_CHECK(x.is_cuda(), op, ": ", name, " must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(x), op, ": ", name, " must be on a CUDA device");
   FASTINV_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op, ": ", name,
                 " must be float32 or float64, got ", torch::headeronly::toString(x.scalar_type()));
   FASTINV_CHECK(x.dim() > 0 && x.size(0) <= 65535, op, ": at most 65535 samples, got ", to_string(sizes_of(x)));
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor> gradient_scale_cuda(const Tensor& dimage_any) {
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) {
   m.impl("synthesis_style_gradients", TORCH_BOX(&fastinv::style_gradients_cuda));
   m.impl("synthesis_gradient_scale", TORCH_BOX(&fastinv::gradient_scale_cuda));
 }

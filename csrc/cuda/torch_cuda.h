@@ -7,11 +7,26 @@
 
 namespace fastinv {
 
+#ifndef FASTINV_SIMULATED
+#define FASTINV_CUDA_KEY CUDA
 using torch::stable::accelerator::DeviceGuard;
+constexpr auto kCudaDevice = torch::headeronly::DeviceType::CUDA;
+inline bool on_cuda(const Tensor& x) { return x.is_cuda(); }
+inline void* cuda_stream_of(const Tensor& leader) { return current_cuda_stream(leader.get_device_index()); }
+#else  // the same checks and launches for tensors on the CPU, where the simulator runs the kernels; CMakeLists.txt
+#define FASTINV_CUDA_KEY CPU
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+  ~DeviceGuard() {}
+};
+constexpr auto kCudaDevice = torch::headeronly::DeviceType::CPU;
+inline bool on_cuda(const Tensor& x) { return x.is_cpu(); }
+inline void* cuda_stream_of(const Tensor&) { return nullptr; }
+#endif
 
 // Makes the device of x, the leading tensor, the current one.
 inline DeviceGuard device_guard(const char* op, const Tensor& x) {
-  FASTINV_CHECK(x.is_cuda(), op, ": the CUDA kernel takes tensors on a CUDA device");
+  FASTINV_CHECK(on_cuda(x), op, ": the CUDA kernel takes tensors on a CUDA device");
   return DeviceGuard(x.get_device_index());
 }
 
@@ -52,7 +67,7 @@ inline std::string to_string(const std::vector<int64_t>& sizes) {
 // those sizes.
 inline Tensor cuda_operand(const char* op, const char* name, const Tensor& x, const Tensor& leader, ScalarType dtype,
                            const std::vector<int64_t>& sizes, bool channels_last = false) {
-  FASTINV_CHECK(x.is_cuda() && x.get_device_index() == leader.get_device_index(), op, ": ", name,
+  FASTINV_CHECK(on_cuda(x) && x.get_device_index() == leader.get_device_index(), op, ": ", name,
                 " must be on CUDA device ", leader.get_device_index());
   FASTINV_CHECK(x.scalar_type() == dtype, op, ": ", name, " must be ", torch::headeronly::toString(dtype), ", got ",
                 torch::headeronly::toString(x.scalar_type()));
@@ -71,13 +86,11 @@ inline Tensor cuda_empty(const std::vector<int64_t>& sizes, ScalarType dtype, co
                          bool channels_last = false) {
   using torch::headeronly::MemoryFormat;
   const bool nhwc = channels_last && sizes.size() == 4;
-  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA,
+  const torch::stable::Device device(kCudaDevice,
                                      static_cast<torch::stable::accelerator::DeviceIndex>(leader.get_device_index()));
   return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, device, std::nullopt,
                               nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
-
-inline void* cuda_stream_of(const Tensor& leader) { return current_cuda_stream(leader.get_device_index()); }
 
 // `error` is what a launcher returned.
 inline void check_launch(const char* op, const char* error) {

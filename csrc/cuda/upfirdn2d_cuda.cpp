@@ -10,7 +10,7 @@ int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 Tensor upfirdn2d_cuda(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t up_y, int64_t down_x,
                       int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter,
                       double gain) {
-  FASTINV_CHECK(x_any.is_cuda(), "upfirdn2d: x must be on a CUDA device");
+  FASTINV_CHECK(on_cuda(x_any), "upfirdn2d: x must be on a CUDA device");
   FASTINV_CHECK(x_any.dim() == 4, "upfirdn2d: x must be [N, C, H, W], got ", x_any.dim(), " dimensions");
   FASTINV_CHECK((f_any.dim() == 1 || f_any.dim() == 2) && f_any.numel() > 0,
                 "upfirdn2d: f must be a non-empty 1-D or 2-D float32 tensor, got shape ", to_string(sizes_of(f_any)));
@@ -54,4 +54,4 @@ Tensor upfirdn2d_cuda(const Tensor& x_any, const Tensor& f_any, int64_t up_x, in
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CUDA, m) { m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(fastinv, FASTINV_CUDA_KEY, m) { m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d_cuda)); }
