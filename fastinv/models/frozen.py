@@ -116,6 +116,7 @@ class FrozenSynthesis:
         self.affine_bias = torch.cat([bias for _, bias in self._affines]).to(**compute)
         self.weight_sumsq = torch.cat([sumsq.flatten() for sumsq in self._sumsq]).to(**compute)
         self.bias = torch.cat([layer.bias for layer in self.layers]).to(**compute)
+        del self._affines, self._sumsq  # only for building: the concatenated tensors above are what is used
         self.conv_rows = [layer.row for layer in self.layers]
         self.inputs = [layer.inputs for layer in self.layers]
         self.outputs = [layer.outputs for layer in self.layers]
@@ -173,6 +174,13 @@ class FrozenSynthesis:
         """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""
         return _Synthesize.apply(self, w_plus, *noise)
 
+    def styles_after(self, index: int, styles: torch.Tensor) -> torch.Tensor | None:
+        """The styles of the layer after layer `index`; None after the last one."""
+        if index + 1 == len(self.layers):
+            return None
+        layer = self.layers[index + 1]
+        return styles[:, layer.row : layer.row + layer.inputs]
+
     def form(self, layer: FrozenLayer, x: torch.Tensor) -> Form:
         """The form of a layer's convolution for this input."""
         return FORMS.choose(layer.convolution, x, self.forms.get(layer.name))
@@ -196,11 +204,10 @@ class _Synthesize(torch.autograd.Function):
         image, forms, kept = None, [], []
         for index, layer in enumerate(net.layers):
             form = net.form(layer, x)
-            following = net.layers[index + 1] if index + 1 < len(net.layers) else None
             rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
             y, x, summed, rgb = synthesis.epilogue(
                 layer.convolution.forward(x, form), d[:, layer.output_slice], noise[index], layer.strength, layer.bias,
-                None if following is None else styles[:, following.row : following.row + following.inputs],
+                net.styles_after(index, styles),
                 rgb_weight, rgb_styles, rgb_bias, None if rgb_weight is None else image, net.taps,
                 synthesis.FORMS[form.forward], SLOPE, GAIN, layer.clamp, layer.rgb_clamp,
             )  # fmt: skip
@@ -234,13 +241,12 @@ class _Synthesize(torch.autograd.Function):
         dx, sums, dnoise = None, [None] * (count + 1), [None] * count
         for index in reversed(range(count)):
             layer, form = net.layers[index], ctx.forms[index]
-            following = net.layers[index + 1] if index + 1 < count else None
             _, rgb_styles, _ = layer.rgb_operands(styles)
             rgb_weight = layer.rgb_weight_backward
             du, sums[index], dmap = synthesis.epilogue_backward(
                 dx, None if rgb_weight is None else dimage, kept[2 * index], kept[2 * index + 1],
                 d[:, layer.output_slice], noise[index], layer.strength,
-                None if following is None else styles[:, following.row : following.row + following.inputs],
+                net.styles_after(index, styles),
                 rgb_weight, rgb_styles, net.taps, synthesis.FORMS[form.forward], SLOPE, GAIN, layer.clamp,
                 layer.rgb_clamp, ctx.needs_input_grad[2 + index],
             )  # fmt: skip
