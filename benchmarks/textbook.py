@@ -21,6 +21,14 @@ def _layers(G: Generator):
         yield ([block.conv1] if block.first else [block.conv0, block.conv1]), block.torgb
 
 
+def _zeros_between(image: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] -> [N, C, 2 H, 2 W], each pixel followed by zeros."""
+    n, channels, height, width = image.shape
+    spread = image.new_zeros(n, channels, height, 2, width, 2)
+    spread[:, :, :, 0, :, 0] = image
+    return spread.reshape(n, channels, 2 * height, 2 * width)
+
+
 class _Synthesis:
     """Common to both: the order of the layers. G is frozen, in the dtype of its parameters."""
 
@@ -74,10 +82,7 @@ class Textbook(_Synthesis):
         return self.modulated(x, torgb.weight, styles, False, False, 0) + torgb.bias.to(x.dtype)[:, None, None]
 
     def upsample(self, image):
-        n, channels, height, width = image.shape
-        spread = image.new_zeros(n, channels, height, 2, width, 2)
-        spread[:, :, :, 0, :, 0] = image
-        return self.fir(spread.reshape(n, channels, 2 * height, 2 * width), self.blocks[1][0][0], (2, 1, 2, 1))
+        return self.fir(_zeros_between(image), self.blocks[1][0][0], (2, 1, 2, 1))
 
 
 class Plain(_Synthesis):
@@ -130,10 +135,7 @@ class Plain(_Synthesis):
         return F.conv2d(x * styles.to(x.dtype)[:, :, None, None], w) + torgb.bias.to(x.dtype)[:, None, None]
 
     def upsample(self, image):
-        n, channels, height, width = image.shape
-        spread = image.new_zeros(n, channels, height, 2, width, 2)
-        spread[:, :, :, 0, :, 0] = image
-        return self.fir(spread.reshape(n, channels, 2 * height, 2 * width), (2, 1, 2, 1))
+        return self.fir(_zeros_between(image), (2, 1, 2, 1))
 
 
 class PlainLPIPS:
