@@ -20,6 +20,7 @@ static std::string cpu_isas_op() {
 STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
+  m.def("cpu_matrix() -> str");  // bfloat16 arithmetic in use: "amx", "avx512_bf16" or ""
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, "
       "int pad_y1, bool flip_filter, float gain) -> Tensor");
@@ -73,6 +74,19 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "synthesis_style_gradients(Tensor[] sums, Tensor d, Tensor bias, Tensor? unscale, int[] next_rows, int[] "
       "rgb_rows, int[] first_outputs, int count) -> (Tensor dstyles, Tensor q)");
   m.def("synthesis_gradient_scale(Tensor dimage) -> (Tensor scaled, Tensor inverse)");
+  // Frozen convolutions with all that stands between them, on the CPU: fastinv/ops/frozen_conv.py.
+  m.def("frozen_conv_pack(Tensor weight, int kind, ScalarType dtype) -> Tensor");
+  m.def(
+      "frozen_conv_work(int kind, ScalarType dtype, int n, int inputs, int outputs, int height, int width) -> int");
+  m.def(
+      "frozen_conv(Tensor x, Tensor? packed, int kind, float[] taps, Tensor(a!) y, Tensor? styles, Tensor? d, Tensor? "
+      "noise, float strength, Tensor? bias, Tensor? rgb_weight, Tensor? rgb_styles, Tensor? rgb_bias, Tensor(b!)? "
+      "picture, Tensor(c!)? rgb, float alpha, float gain, float clamp, float rgb_clamp, Tensor(d!)? work) -> ()");
+  m.def(
+      "frozen_conv_backward(Tensor? du, Tensor? packed, int kind, float[] taps, Tensor? y, Tensor(a!)? du_before, "
+      "Tensor(b!)? sums, Tensor? dimage, Tensor? rgb, Tensor? d, Tensor? noise, float strength, Tensor? next_styles, "
+      "Tensor? rgb_weight, Tensor? rgb_styles, Tensor(c!)? dnoise, float alpha, float gain, float clamp, float "
+      "rgb_clamp, Tensor(d!)? work) -> ()");
   // LPIPS around its convolutions: fastinv/ops/perceptual.py has the formulas.
   m.def(
       "perceptual_input(Tensor images, float[] scale, float[] offset, int height, int width, int channels, ScalarType "
