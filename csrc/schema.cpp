@@ -6,11 +6,13 @@ namespace fastinv {
 
 static std::string cpu_isa_op() { return isa_name(cpu_isa()); }
 
-// All instruction sets that are built in and that this machine runs, best last, separated by spaces.
+static std::string cpu_matrix_op() { return unit_name(bfloat16_unit()); }
+
+// All that FASTINV_CPU_ISA may choose on this machine, best last, separated by spaces.
 static std::string cpu_isas_op() {
   std::string names;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (cpu_isa_available(isa)) names += (names.empty() ? "" : " ") + std::string(isa_name(isa));
+  for (int i = 0; cpu_level_name(i) != nullptr; ++i) {
+    if (cpu_level_available(i)) names += (names.empty() ? "" : " ") + std::string(cpu_level_name(i));
   }
   return names;
 }
@@ -21,6 +23,8 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cpu_matrix() -> str");  // bfloat16 arithmetic in use: "amx", "avx512_bf16" or ""
+  // For tests of csrc/cpu/matrix.h: c (+)= sum over t and k of a[start + m * a_stride + offsets[t] + k] * b[t, k, n].
+  m.def("matrix_product(Tensor a, int start, int a_stride, int[] offsets, Tensor b, bool add, Tensor(a!) c) -> ()");
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, "
       "int pad_y1, bool flip_filter, float gain) -> Tensor");
@@ -76,8 +80,7 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def("synthesis_gradient_scale(Tensor dimage) -> (Tensor scaled, Tensor inverse)");
   // Frozen convolutions with all that stands between them, on the CPU: fastinv/ops/frozen_conv.py.
   m.def("frozen_conv_pack(Tensor weight, int kind, ScalarType dtype) -> Tensor");
-  m.def(
-      "frozen_conv_work(int kind, ScalarType dtype, int n, int inputs, int outputs, int height, int width) -> int");
+  m.def("frozen_conv_work(int kind, ScalarType dtype, int n, int inputs, int outputs, int height, int width) -> int");
   m.def(
       "frozen_conv(Tensor x, Tensor? packed, int kind, float[] taps, Tensor(a!) y, Tensor? styles, Tensor? d, Tensor? "
       "noise, float strength, Tensor? bias, Tensor? rgb_weight, Tensor? rgb_styles, Tensor? rgb_bias, Tensor(b!)? "
@@ -117,4 +120,5 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastinv, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&fastinv::cpu_isa_op));
   m.impl("cpu_isas", TORCH_BOX(&fastinv::cpu_isas_op));
+  m.impl("cpu_matrix", TORCH_BOX(&fastinv::cpu_matrix_op));
 }

@@ -81,6 +81,14 @@ def cpu_isa() -> str:
     return torch.ops.fastinv.cpu_isa() if available() else ""
 
 
+def cpu_matrix() -> str:
+    """The processor's arithmetic for bfloat16 products in use: "amx", "avx512_bf16" or ""."""
+    return torch.ops.fastinv.cpu_matrix() if available() else ""
+
+
 def cpu_isas() -> list[str]:
-    """All instruction sets that were built and that this machine can run, best last; [] without the library."""
+    """What FASTINV_CPU_ISA may choose in this build and on this machine, best last; [] without the library.
+
+    The last two, "avx512_bf16" and "amx", are the kernels of "avx512" with that arithmetic in bfloat16 products.
+    """
     return torch.ops.fastinv.cpu_isas().split() if available() else []

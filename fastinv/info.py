@@ -67,6 +67,7 @@ def collect() -> dict:
         "build": build,
         "cpu_isa": {
             "in_use": _ext.cpu_isa(),
+            "bfloat16_products": _ext.cpu_matrix(),
             "available": _ext.cpu_isas(),
             "built": build.get("cpu_isas", "").split(";") if build else [],
         },
@@ -105,7 +106,8 @@ def _lines(facts: dict):
         detail = f"{made['compiler']}, architectures {made['architectures']}; {made['reason']}" if made["built"] else ""
         yield line("  cuda build", f"yes: {detail}" if made["built"] else f"no: {made['reason']}")
     if library["loaded"]:
-        yield line("cpu kernels", f"{isa['in_use']} in use; this machine has {', '.join(isa['available'])}")
+        used = " with ".join(filter(None, (isa["in_use"], isa["bfloat16_products"])))
+        yield line("cpu kernels", f"{used} in use; this machine has {', '.join(isa['available'])}")
     yield ""
 
     backends: dict[tuple[str, str], dict[str, list[str]]] = {}

@@ -9,12 +9,25 @@
 namespace fastinv {
 
 enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
+// Arithmetic for products of bfloat16 beside the AVX-512 kernels: dot products of pairs, tiles.
+enum class Bfloat16Unit { none = 0, avx512_bf16 = 1, amx = 2 };
 
-Isa cpu_isa();                    // the one in use: the best of machine and build, lowered by FASTINV_CPU_ISA
-bool cpu_isa_available(Isa isa);  // built in, and this machine can run it
+Isa cpu_isa();                 // the one in use: the best of machine and build, lowered by FASTINV_CPU_ISA
+Bfloat16Unit bfloat16_unit();  // likewise
 const char* isa_name(Isa isa);
+const char* unit_name(Bfloat16Unit unit);  // "" for none
+
+// What FASTINV_CPU_ISA may name, lowest first: portable, avx2, avx512, avx512_bf16, amx.
+const char* cpu_level_name(int index);  // null behind the last one
+bool cpu_level_available(int index);    // built in, and this machine can run it
 
 }  // namespace fastinv
+
+// Compilers that know the intrinsics of the bfloat16 units; kernels use them under __attribute__((target(...))).
+#if defined(FASTINV_HAVE_AVX512) && \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define FASTINV_HAVE_BFLOAT16_UNITS
+#endif
 
 // FASTINV_HAVE_AVX2 and FASTINV_HAVE_AVX512 come from the build (see CMakeLists.txt); other processors have neither.
 #if defined(FASTINV_HAVE_AVX2) && defined(FASTINV_HAVE_AVX512)

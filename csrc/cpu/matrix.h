@@ -9,18 +9,14 @@
 
 namespace fastinv {
 
-// bfloat16 arithmetic that this machine has and that FASTINV_CPU_ISA allows (csrc/cpu/isa.cpp).
-enum class Bfloat16Unit { none, avx512_bf16, amx };
-Bfloat16Unit bfloat16_unit();
-
 struct MatrixProduct {
   const void* a;           // T; row m begins at a + m * a_stride; rows may overlap and reach to both sides
   int64_t a_stride;        // elements
   const int64_t* offsets;  // of each tap, in elements of a
   int64_t taps;
-  int64_t inner;    // k of each tap: matrix_inner<T>(number of input channels); the rest of A is zeros
-  const void* b;    // as matrix_pack left it for (taps, inner, columns)
-  float* c;         // row m begins at c + m * c_stride
+  int64_t inner;  // k of each tap: matrix_inner<T>(number of input channels); the rest of A is zeros
+  const void* b;  // as matrix_pack left it for (taps, inner, columns)
+  float* c;       // row m begins at c + m * c_stride
   int64_t c_stride;
   int64_t rows;
   int64_t first_panel, last_panel;  // columns first_panel * matrix_columns() and on, to last_panel * matrix_columns()
