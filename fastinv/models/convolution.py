@@ -3,7 +3,8 @@
 An up-sampling layer is a transposed convolution of stride 2 and a 4-tap FIR filter. With frozen weights the same result
 has three forms: that one; one 2x2 convolution with four times the outputs (the four phases of the transposed
 convolution); or one 3x3 convolution with four times the outputs that has the filter in its weights. The gradient of the
-input is either the backward-data convolution, or an ordinary one with weights turned about beforehand.
+input is either the backward-data convolution, or an ordinary one with weights turned about beforehand. These forms are
+convolutions of the library. On a CPU there are others, `fastinv.models.kinds`, which are our own.
 """
 
 import itertools
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 
 from fastinv.errors import UsageError
 from fastinv.ops import synthesis
+from fastinv.ops.frozen_conv import FrozenWeight
 
 GRADIENTS = ("backward_data", "flipped")
 PAUSE = 8_000_000  # cycles, about 5 ms: longer than queueing the calls that are timed
@@ -29,6 +31,9 @@ class Form(NamedTuple):
     Attributes:
         forward: "same" for a layer that keeps the size; "transposed", "phases" or "shuffled" for one that doubles it.
         gradient: "backward_data" or "flipped".
+
+    Or, of a fused layer on a CPU, kinds of `fastinv.ops.frozen_conv`: "direct" or "winograd" for either, or ("up",
+    "down").
     """
 
     forward: str
@@ -36,7 +41,7 @@ class Form(NamedTuple):
 
 
 def candidates(up: int) -> list[Form]:
-    """All forms of a layer with this up-sampling factor."""
+    """All forms of a layer with this up-sampling factor by the library's convolutions."""
     forwards = ("same",) if up == 1 else ("transposed", "phases", "shuffled")
     return [Form(*pair) for pair in itertools.product(forwards, GRADIENTS)]
 
@@ -83,6 +88,7 @@ class FrozenConvolution:
         # Asked for once, here: torch.compile cannot trace the question.
         self.device_name = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
         self._laid_out: dict[str, torch.Tensor] = {}
+        self._packed: dict[tuple[str, bool], FrozenWeight] = {}
 
     def weight(self, name: str) -> torch.Tensor:
         """Weights of a forward form, or, for the gradient of it by an ordinary convolution, of "<form>.flipped"."""
@@ -98,6 +104,18 @@ class FrozenConvolution:
             w = w.flip(2, 3).transpose(0, 1) if flipped else w
             self._laid_out[name] = w.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return self._laid_out[name]
+
+    def packed(self, kind: str, adjoint: bool) -> FrozenWeight:
+        """Weights of a kind of our own, of the convolution or, adjoint, of the gradient of its input."""
+        key = kind, adjoint
+        if key not in self._packed:
+            w = self.source
+            if adjoint:
+                w = (w if kind == "down" else w.flip(2, 3)).transpose(0, 1)
+            taps = tuple(self.taps) if kind in ("up", "down") else ()
+            with torch.inference_mode(False):
+                self._packed[key] = FrozenWeight(w, kind, self.dtype, taps)
+        return self._packed[key]
 
     def forward(self, x: torch.Tensor, form: Form) -> torch.Tensor:
         """x [N, I, h, w] -> [N, O, h, w], or the layout of the up-sampling form, see `fastinv.ops.synthesis`."""

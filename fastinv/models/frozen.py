@@ -149,7 +149,7 @@ class FrozenSynthesis:
         if self.scaled:  # filters of about unit norm: sums of the convolution stay as large as its inputs
             norm = weight.double().square().sum((1, 2, 3)).mean().sqrt()
             scale = 2.0 ** -round(math.log2(max(float(norm), 1e-30)))
-        weight = weight * scale
+        weight = weight * scale if self.scaled else weight  # else shared with the network
         self._sumsq.append(weight.square().sum((2, 3)))
         self.epsilons.append(EPSILON * scale**2)
         first_output = self.layers[-1].output_slice.stop if self.layers else 0
@@ -174,6 +174,23 @@ class FrozenSynthesis:
         """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""
         return _Synthesize.apply(self, w_plus, *noise)
 
+    def modulation(self, w_plus: torch.Tensor):
+        """Styles of all layers, their demodulation coefficients and factors; see `fastinv.ops.synthesis`."""
+        styles = synthesis.styles(w_plus.contiguous(), self.affine_weight, self.affine_bias, self.rows)
+        return synthesis.demodulation(
+            styles, self.weight_sumsq, self.conv_rows, self.inputs, self.outputs, self.epsilons, self.scaled
+        )
+
+    def latent_gradient(self, sums: list[torch.Tensor], styles, d, scales, unscale=None) -> torch.Tensor:
+        """Gradient of w_plus from the sums of all layers and, last, those of the constant."""
+        dstyles, q = synthesis.style_gradients(
+            sums, d, self.bias, unscale, self.next_rows, self.rgb_rows, self.first_outputs, styles.shape[1]
+        )
+        dstyles = synthesis.demodulation_backward(
+            dstyles, q, styles, scales, self.weight_sumsq, self.conv_rows, self.inputs, self.outputs
+        )
+        return synthesis.styles_backward(dstyles, self.affine_weight, self.rows)
+
     def styles_after(self, index: int, styles: torch.Tensor) -> torch.Tensor | None:
         """The styles of the layer after layer `index`; None after the last one."""
         if index + 1 == len(self.layers):
@@ -186,6 +203,15 @@ class FrozenSynthesis:
         return FORMS.choose(layer.convolution, x, self.forms.get(layer.name))
 
 
+def refuse_second_derivatives() -> None:
+    """To be called in a backward: grad mode is on in there exactly when its result is to be differentiated again."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise UsageError(
+            "a prepared generator has first derivatives only; take G.synthesis where the gradient itself is "
+            "differentiated (create_graph=True)"
+        )
+
+
 class _Synthesize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net: FrozenSynthesis, w_plus, *noise):
@@ -195,10 +221,7 @@ class _Synthesize(torch.autograd.Function):
 
     @staticmethod
     def _forward(ctx, net, w_plus, noise):
-        styles = synthesis.styles(w_plus.contiguous(), net.affine_weight, net.affine_bias, net.rows)
-        styles, d, scales = synthesis.demodulation(
-            styles, net.weight_sumsq, net.conv_rows, net.inputs, net.outputs, net.epsilons, net.scaled
-        )
+        styles, d, scales = net.modulation(w_plus)
         x = net.const * styles[:, : net.layers[0].inputs, None, None].to(net.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         image, forms, kept = None, [], []
@@ -220,12 +243,7 @@ class _Synthesize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dimage):
-        # Grad mode is on in here exactly when the caller wants to differentiate the gradient (create_graph=True).
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise UsageError(
-                "a prepared generator has first derivatives only; take G.synthesis where the gradient itself is "
-                "differentiated (create_graph=True)"
-            )
+        refuse_second_derivatives()
         with torch.autocast(dimage.device.type, enabled=False):
             return None, *_Synthesize._backward(ctx, dimage)
 
@@ -260,10 +278,4 @@ class _Synthesize(torch.autograd.Function):
         sums[count] = (dx.to(net.compute) * net.const.to(net.compute)).sum((2, 3))[:, None, None]
         if not ctx.needs_input_grad[1]:
             return None, *dnoise
-        dstyles, q = synthesis.style_gradients(
-            sums, d, net.bias, unscale, net.next_rows, net.rgb_rows, net.first_outputs, styles.shape[1]
-        )
-        dstyles = synthesis.demodulation_backward(
-            dstyles, q, styles, scales, net.weight_sumsq, net.conv_rows, net.inputs, net.outputs
-        )
-        return synthesis.styles_backward(dstyles, net.affine_weight, net.rows), *dnoise
+        return net.latent_gradient(sums, styles, d, scales, unscale), *dnoise

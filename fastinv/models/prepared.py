@@ -7,21 +7,24 @@ import torch
 from fastinv.devices import DTYPES
 from fastinv.errors import UsageError
 from fastinv.models.frozen import FrozenSynthesis, unsupported
+from fastinv.models.fused import FusedSynthesis
 from fastinv.models.stylegan2 import Generator, SynthesisLayer
+from fastinv.ops import frozen_conv
 
 
 class PreparedGenerator:
     """A frozen copy of a generator with a fast synthesis, made by ``G.prepare(dtype)``.
 
-    Networks of the skip architecture run as one autograd node (`fastinv.models.frozen`); others layer by layer, each a
-    fused ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here.
-    Same attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps.
+    Networks of the skip architecture run as one autograd node: on a CPU in float32 and bfloat16 with each layer one op
+    (`fastinv.models.fused`; ``unfused`` says why not), else `fastinv.models.frozen`. Others run layer by layer, each a
+    ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here. Same
+    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps.
 
     Args:
         G: the generator.
         dtype: arithmetic of the feature maps (styles and the summed picture stay float32 at least); None is G's own.
         forms: layer name such as "b64.conv0" -> (forward, gradient), how its convolution is computed; that of the other
-            layers is chosen, see `fastinv.models.convolution`.
+            layers is chosen, see `fastinv.models.convolution` and `fastinv.models.kinds`.
 
     Raises:
         UsageError: an unknown dtype, or forms for layers that do not exist or run layer by layer.
@@ -44,7 +47,20 @@ class PreparedGenerator:
                 raise UsageError(f"forms cannot be chosen for this generator: {self.layerwise}")
             _fuse_layers(self._network, self.dtype)
         else:
-            self._fast = FrozenSynthesis(self._network, self.dtype, forms)
+            self._make_fast(forms or {})
+
+    def _make_fast(self, forms: dict) -> None:
+        own_kinds = {name for name, form in forms.items() if set(form) <= set(frozen_conv.KINDS)}
+        self.unfused = frozen_conv.obstacle(self.dtype, self.w_avg.device.type)
+        if len(own_kinds) < len(forms):
+            self.unfused = self.unfused or "forms asks for convolutions of the library"
+        if self.unfused and own_kinds:
+            name = min(own_kinds)
+            raise UsageError(f"forms: {name!r} cannot be {tuple(forms[name])}: {self.unfused}")
+        self._fast, self._fused = FrozenSynthesis(self._network, self.dtype, forms), None
+        if not self.unfused:
+            self._fast.forms = {}
+            self._fused = FusedSynthesis(self._fast, forms)
 
     @property
     def w_avg(self) -> torch.Tensor:
@@ -59,7 +75,8 @@ class PreparedGenerator:
         noise = self._network.noise_per_layer(noise, len(w_plus))
         fast = self._fast
         maps = [_map_of(layer, noise[layer.name], len(w_plus), fast.compute) for layer in fast.layers]
-        return fast(w_plus.to(fast.compute), maps)
+        run = fast if self._fused is None or torch.compiler.is_compiling() else self._fused
+        return run(w_plus.to(fast.compute), maps)
 
 
 def _map_of(layer, noise, batch: int, compute: torch.dtype) -> torch.Tensor | None:
