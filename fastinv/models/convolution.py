@@ -105,8 +105,11 @@ class FrozenConvolution:
             self._laid_out[name] = w.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return self._laid_out[name]
 
-    def packed(self, kind: str, adjoint: bool) -> FrozenWeight:
-        """Weights of a kind of our own, of the convolution or, adjoint, of the gradient of its input."""
+    def packed(self, kind: str, adjoint: bool, native: bool = True) -> FrozenWeight:
+        """Weights of a kind of our own, of the convolution or, adjoint, of the gradient of its input.
+
+        native: only the kernels need them. What the reference would need, and costs memory, is then not kept.
+        """
         key = kind, adjoint
         if key not in self._packed:
             w = self.source
@@ -114,7 +117,10 @@ class FrozenConvolution:
                 w = (w if kind == "down" else w.flip(2, 3)).transpose(0, 1)
             taps = tuple(self.taps) if kind in ("up", "down") else ()
             with torch.inference_mode(False):
-                self._packed[key] = FrozenWeight(w, kind, self.dtype, taps)
+                weight = FrozenWeight(w, kind, self.dtype, taps)
+            if native and weight.packed is not None and w.data_ptr() != self.source.data_ptr():
+                weight.source = w.new_full((), math.nan).expand(w.shape)
+            self._packed[key] = weight
         return self._packed[key]
 
     def forward(self, x: torch.Tensor, form: Form) -> torch.Tensor:

@@ -192,7 +192,7 @@ class FrozenSynthesis:
         return synthesis.styles_backward(dstyles, self.affine_weight, self.rows)
 
     def styles_after(self, index: int, styles: torch.Tensor) -> torch.Tensor | None:
-        """The styles of the layer after layer `index`; None after the last one."""
+        """The styles of the layer after layer `index` (-1: of the first); None after the last one."""
         if index + 1 == len(self.layers):
             return None
         layer = self.layers[index + 1]

@@ -111,6 +111,11 @@ class FusedSynthesis:
             )
         )
 
+    def _weight(self, index: int, adjoint: bool):
+        """The weight of a layer, or that of its gradient, laid out when it is first used."""
+        form = self.forms[index]
+        return self.network.layers[index].convolution.packed(form[adjoint], adjoint, self.native)
+
     def forward(self, w_plus, noise, keep: bool):
         """The picture, and what backward needs: small operands, and y and rgb of each layer if they are kept."""
         net, plan = self.network, self.plan(len(w_plus))
@@ -119,7 +124,7 @@ class FusedSynthesis:
         kept = self.arena.lease("kept", plan.kept) if keep else None
         work = scratch.tensor(0, (plan.work,), torch.uint8) if plan.work else None
         x, picture, ys, rgbs = net.const, None, [], []
-        for index, (layer, form) in enumerate(zip(net.layers, self.forms, strict=True)):
+        for index, layer in enumerate(net.layers):
             shape = plan.shapes[index]
             rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
             rgb = None
@@ -137,7 +142,7 @@ class FusedSynthesis:
                     lease, offset = (kept, plan.rgb[index]) if keep else (scratch, plan.picture)
                     rgb = lease.tensor(offset, size, net.compute)
             frozen_conv(
-                x, layer.convolution.packed(form.forward, False), y, styles[:, layer.row : layer.row + layer.inputs],
+                x, self._weight(index, False), y, net.styles_after(index - 1, styles),
                 d[:, layer.output_slice], noise[index], layer.strength, layer.bias, rgb_weight, rgb_styles, rgb_bias,
                 None if rgb_weight is None else picture, rgb, SLOPE, GAIN, layer.clamp, layer.rgb_clamp, work,
                 self.impl,
@@ -165,7 +170,7 @@ class FusedSynthesis:
             layer, shape = net.layers[index], plan.shapes[index]
             weight = next_styles = None
             if index + 1 < count:
-                weight = net.layers[index + 1].convolution.packed(self.forms[index + 1].gradient, True)
+                weight = self._weight(index + 1, True)
                 next_styles = net.styles_after(index, styles)
                 if layer.rgb_weight is not None:  # the picture came from this resolution, doubled
                     dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
@@ -182,8 +187,7 @@ class FusedSynthesis:
             du = before
         if not need_w:
             return None, dnoise
-        weight = net.layers[0].convolution.packed(self.forms[0].gradient, True)
-        frozen_conv_backward(du, weight, net.const, None, sums[count], work=work, impl=self.impl)
+        frozen_conv_backward(du, self._weight(0, True), net.const, None, sums[count], work=work, impl=self.impl)
         return net.latent_gradient(sums, styles, d, scales), dnoise
 
 
