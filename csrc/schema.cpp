@@ -98,7 +98,7 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
       "perceptual_input_backward(Tensor grad, Tensor grad_value, float[] scale, int height, int width, ScalarType "
       "dtype) -> Tensor");
   m.def(
-      "perceptual_stage(Tensor u, Tensor bias, Tensor? head, Tensor? target, Tensor? target_inverse, Tensor? "
+      "perceptual_stage(Tensor u, Tensor? bias, Tensor? head, Tensor? target, Tensor? target_inverse, Tensor? "
       "pixel_weight, bool pool) -> (Tensor h, Tensor pooled, Tensor inverse, Tensor slope, Tensor partial)");
   m.def(
       "perceptual_stage_backward(Tensor h, Tensor inverse, Tensor slope, Tensor head, Tensor target, Tensor "

@@ -188,7 +188,7 @@ def test_weights_are_prepared_once(network):
     assert LPIPS(pictures(), network).network is LPIPS(pictures(2), network).network
     prepared = network.prepare(torch.bfloat16, "cpu")
     assert prepared is network.prepare(torch.bfloat16, torch.device("cpu"))
-    weights = [weight for stage in prepared.stages for weight, _ in stage]
+    weights = [weight for stage in prepared.stages for weight in stage.weights]
     assert len(weights) == 13 and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert not any(weight.requires_grad for weight in weights)
     assert {head.dtype for head in prepared.heads} == {torch.float32}
@@ -201,7 +201,7 @@ def test_padded_input_channels_change_nothing(network, monkeypatch):
     padded = lpips.LPIPSNetwork.__new__(lpips.LPIPSNetwork)
     padded.heads, padded.convolutions, padded._prepared = network.heads, network.convolutions, {}
     loss = LPIPS(target, padded)
-    assert loss.network.stages[0][0][0].shape == (64, 8, 3, 3)
+    assert loss.network.stages[0].weights[0].shape == (64, 8, 3, 3)
     value, gradient = value_and_gradient(loss, images)
     assert relative_error(value, expected) < 1e-12 and relative_error(gradient, right) < 1e-12
 

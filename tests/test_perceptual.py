@@ -116,6 +116,10 @@ def test_native_stage(dtype, size, weighted):
     without_target = perceptual.perceptual_stage(u, bias, pool=pool, impl="native")
     assert all(torch.equal(a, b) for a, b in zip(found[:3], without_target[:3], strict=True))
     assert without_target[3].numel() == without_target[4].numel() == 0
+    h, *without_bias = perceptual.perceptual_stage(found[0], None, *constants, pool=pool, impl="native")
+    assert h is found[0] and all(torch.equal(a, b) for a, b in zip(without_bias, found[1:], strict=True))
+    fake = perceptual._fake_stage(u, None, *constants, pool)
+    assert fake[0].shape == (0,)
 
     arguments = found[0], *found[2:4], *constants, grad_value, grad_pooled if pool else None
     grad = perceptual.perceptual_stage_backward(*arguments, impl="native")
@@ -132,7 +136,9 @@ def test_native_stage_keeps_torchs_contract():
     constants = *constants, pixel_weight
     h, _, inverse, slope, _ = perceptual.perceptual_stage(u, bias, *constants)
     parts = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastinv.perceptual_stage.default, (u, bias, *constants, True), test_utils=parts)
+    for given in (bias, None):
+        operands = u, given, *constants, True
+        torch.library.opcheck(torch.ops.fastinv.perceptual_stage.default, operands, test_utils=parts)
     arguments = h, inverse, slope, *constants, grad_value, grad_pooled
     torch.library.opcheck(torch.ops.fastinv.perceptual_stage_backward.default, arguments, test_utils=parts)
 

@@ -40,12 +40,10 @@ void over_rows(const PerceptualStageParams<T>& p, int64_t samples, const Run& ru
   parallel_for(0, samples * ((p.height + 1) / 2), kGrain / std::max<int64_t>(pair, 1), run);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor& u_any, const Tensor& bias_any,
-                                                                    const std::optional<Tensor>& head_any,
-                                                                    const std::optional<Tensor>& target_any,
-                                                                    const std::optional<Tensor>& target_inverse_any,
-                                                                    const std::optional<Tensor>& pixel_weight_any,
-                                                                    bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(
+    const Tensor& u_any, const std::optional<Tensor>& bias_any, const std::optional<Tensor>& head_any,
+    const std::optional<Tensor>& target_any, const std::optional<Tensor>& target_inverse_any,
+    const std::optional<Tensor>& pixel_weight_any, bool pool) {
   FASTINV_CHECK(u_any.dim() == 4, "perceptual_stage: u must be [N, C, H, W]");
   const Tensor u = in_layout(u_any, true);
   const ScalarType dtype = u.scalar_type(), compute = compute_dtype(dtype);
@@ -56,32 +54,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
                 height, "x", width);
   FASTINV_CHECK(head_any.has_value() == has_target && target_inverse_any.has_value() == has_target,
                 "perceptual_stage: head, target and target_inverse come together");
-  const Tensor bias = operand("bias", bias_any, dtype, {channels});
+  const std::optional<Tensor> bias = operand("bias", bias_any, dtype, {channels});
   const std::optional<Tensor> head = operand("head", head_any, compute, {channels});
   const std::optional<Tensor> target = operand("target", target_any, dtype, sizes_of(u));
   const std::optional<Tensor> target_inverse = operand("target_inverse", target_inverse_any, compute, pixels);
   const std::optional<Tensor> pixel_weight = operand("pixel_weight", pixel_weight_any, compute, pixels);
   const std::vector<int64_t> none = {0};
-  const Tensor h = empty(sizes_of(u), dtype, true);
+  const Tensor h = bias ? empty(sizes_of(u), dtype, true) : empty(none, dtype);  // without a bias u is h
   const Tensor pooled = pool ? empty({n, channels, height / 2, width / 2}, dtype, true) : empty(none, dtype);
   const Tensor inverse = empty(pixels, compute);
   const Tensor slope = empty(has_target ? pixels : none, compute);
   const Tensor partial = empty(has_target ? std::vector<int64_t>{n, (height + 1) / 2} : none, compute);
   FASTINV_DISPATCH(dtype, "perceptual_stage", [&] {
     using C = compute_t<scalar_t>;
-    std::vector<C> bias_values(channels);
-    for (int64_t c = 0; c < channels; ++c) bias_values[c] = load(data<scalar_t>(bias)[c]);
+    std::vector<C> bias_values(bias ? channels : 0);
+    for (size_t c = 0; c < bias_values.size(); ++c) bias_values[c] = load(data<scalar_t>(*bias)[c]);
     PerceptualStageParams<scalar_t> p{};
     p.channels = channels;
     p.height = height;
     p.width = width;
     p.u = data<scalar_t>(u);
-    p.bias = bias_values.data();
+    p.bias = bias ? bias_values.data() : nullptr;
     p.head = data_or_null<C>(head);
     p.target = data_or_null<scalar_t>(target);
     p.target_inverse = data_or_null<C>(target_inverse);
     p.pixel_weight = data_or_null<C>(pixel_weight);
-    p.h = mutable_data<scalar_t>(h);
+    p.h = bias ? mutable_data<scalar_t>(h) : const_cast<scalar_t*>(data<scalar_t>(u));  // u is only read
     p.pooled = pool ? mutable_data<scalar_t>(pooled) : nullptr;
     p.inverse = mutable_data<C>(inverse);
     p.slope = mutable_data<C>(slope);

@@ -14,7 +14,7 @@ struct PerceptualStageParams {
   using C = compute_t<T>;
   int64_t channels, height, width;
   const T* u;               // forward: [n, height, width, channels]
-  const C* bias;            // forward: [channels]
+  const C* bias;            // forward: [channels], or null where h holds the features already
   const C* head;            // [channels]
   const T* target;          // [n, height, width, channels]; forward: null for none
   const C* target_inverse;  // [n, height, width]

@@ -26,7 +26,7 @@ Window window_at(int64_t sample, int64_t row, int64_t column, int64_t height, in
   return window;
 }
 
-// h of a window and its squared lengths.
+// h of a window, from u where there is a bias, and its squared lengths.
 template <class T>
 void activate(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> (&squares)[4]) {
   using C = compute_t<T>;
@@ -36,6 +36,12 @@ void activate(const PerceptualStageParams<T>& p, const Window& window, compute_t
     const T* u = p.u + window.pixel[i] * channels;
     T* h = p.h + window.pixel[i] * channels;
     C sum = 0;
+    if (bias == nullptr) {
+#pragma omp simd reduction(+ : sum)
+      for (int64_t c = 0; c < channels; ++c) sum += load(h[c]) * load(h[c]);
+      squares[i] = sum;
+      continue;
+    }
 #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < channels; ++c) {
       const C value = load(u[c]) + bias[c];

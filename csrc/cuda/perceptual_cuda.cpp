@@ -84,12 +84,10 @@ cuda::PerceptualStageParams stage_params(const char* op, const Tensor& features)
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor& u_any, const Tensor& bias_any,
-                                                                    const std::optional<Tensor>& head_any,
-                                                                    const std::optional<Tensor>& target_any,
-                                                                    const std::optional<Tensor>& target_inverse_any,
-                                                                    const std::optional<Tensor>& pixel_weight_any,
-                                                                    bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(
+    const Tensor& u_any, const std::optional<Tensor>& bias_any, const std::optional<Tensor>& head_any,
+    const std::optional<Tensor>& target_any, const std::optional<Tensor>& target_inverse_any,
+    const std::optional<Tensor>& pixel_weight_any, bool pool) {
   const char* op = "perceptual_stage";
   FASTINV_CHECK(on_cuda(u_any) && u_any.dim() == 4, op, ": u must be [N, C, H, W] on a CUDA device");
   const DeviceGuard guard = device_guard("perceptual_stage", u_any);
@@ -102,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perceptual_stage(const Tensor
                 width);
   FASTINV_CHECK(head_any.has_value() == has_target && target_inverse_any.has_value() == has_target, op,
                 ": head, target and target_inverse come together");
-  const Tensor bias = aligned(cuda_operand(op, "bias", bias_any, u, dtype, {channels}));
+  FASTINV_CHECK(bias_any.has_value(), op, ": the CUDA kernel adds a bias");
+  const Tensor bias = aligned(cuda_operand(op, "bias", *bias_any, u, dtype, {channels}));
   std::optional<Tensor> head, target, target_inverse, pixel_weight;
   if (has_target) {
     head = aligned(cuda_operand(op, "head", *head_any, u, compute, {channels}));

@@ -7,6 +7,7 @@ but never imported, because it imports torchvision.
 """
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.losses.base import Loss, resize_mask
 from fastinv.losses.trunks import VGG16_BLOCKS, VGG16Trunk, load_trunk, read_weights
-from fastinv.ops import bias_act
+from fastinv.models.chain import FrozenChain
 from fastinv.ops.perceptual import (
     compute_dtype,
     perceptual_input,
@@ -69,7 +70,7 @@ def input_channels(dtype: torch.dtype, device: torch.device) -> int:
 
 
 class PreparedNetwork:
-    """Weights in one dtype on one device, channels_last."""
+    """Weights in one dtype on one device: a `FrozenChain` for each stage."""
 
     def __init__(self, network: LPIPSNetwork, dtype: torch.dtype, device: torch.device):
         self.dtype = dtype
@@ -79,38 +80,33 @@ class PreparedNetwork:
         self.heads = [head.to(device, compute_dtype(dtype)) for head in network.heads]
         self.stages = []
         for convolutions in network.convolutions:
-            stage = []
-            for convolution in convolutions:
-                weight = convolution.weight.detach()
-                if weight.shape[1] == 3:
-                    weight = functional.pad(weight, [0, 0, 0, 0, 0, self.channels - 3])
-                weight = weight.to(device, dtype, memory_format=torch.channels_last)
-                stage.append((weight, convolution.bias.detach().to(device, dtype)))
-            self.stages.append(stage)
+            pairs = [(convolution.weight.detach(), convolution.bias) for convolution in convolutions]
+            if not self.stages:  # the pictures' own three channels
+                pairs[0] = functional.pad(pairs[0][0], [0, 0, 0, 0, 0, self.channels - 3]), pairs[0][1]
+            self.stages.append(FrozenChain(pairs, dtype, device))
 
-    def run(self, images: torch.Tensor, features=None, inverses=None, pixel_weights=None):
-        """One forward pass: (inputs of the 13 convolutions, one ``perceptual_stage`` result per stage).
+    def run(self, images: torch.Tensor, features=None, inverses=None, pixel_weights=None, keep: bool = False):
+        """One forward pass: (inputs of each stage's convolutions, one ``perceptual_stage`` result per stage).
 
         Args:
             images: [N, 3, R, R] in [-1, 1].
             features, inverses: of the target, one tensor per stage; None for the target itself.
             pixel_weights: one [N, H, W] per stage, or None.
+            keep: whether the inputs of the convolutions are wanted; else they are None.
         """
         size = tuple(min(side, RESOLUTION) for side in images.shape[2:])
         x = perceptual_input(images, self.scale, self.offset, size, self.channels, self.dtype)
         inputs, results = [], []
         for index, stage in enumerate(self.stages):
-            for weight, bias in stage[:-1]:
-                inputs.append(x)
-                x = bias_act(_convolve(x, weight), bias, act="relu", gain=1)
-            inputs.append(x)
-            weight, bias = stage[-1]
+            # Bias and ReLU of the last convolution are part of it, or else of the pass that ends the stage.
+            *maps, x = stage.forward(x, "relu" if stage.fused else "none", keep)
             target = (None,) * 4
             if features is not None:
                 weights = pixel_weights[index] if pixel_weights is not None else None
                 target = self.heads[index], features[index], inverses[index], weights
             pool = index < len(self.stages) - 1
-            results.append(perceptual_stage(_convolve(x, weight), bias, *target, pool=pool))
+            results.append(perceptual_stage(x, None if stage.fused else stage.biases[-1], *target, pool=pool))
+            inputs.append(maps)
             x = results[-1][1]
         return inputs, results
 
@@ -120,11 +116,11 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, images, network, features, inverses, pixel_weights):
-        inputs, results = network.run(images, features, inverses, pixel_weights)
+        inputs, results = network.run(images, features, inverses, pixel_weights, ctx.needs_input_grad[0])
         ctx.constants = network, features, inverses, pixel_weights
         ctx.image = images.shape[2:], images.dtype
         saved = [tensor for h, _, inverse, slope, _ in results for tensor in (h, inverse, slope)]
-        ctx.save_for_backward(*saved, *inputs)
+        ctx.save_for_backward(*saved, *itertools.chain.from_iterable(inputs))
         return perceptual_sum([partial for *_, partial in results])
 
     @staticmethod
@@ -136,28 +132,15 @@ class _Distance(torch.autograd.Function):
         grad_value = grad_value.contiguous()
         grad = None
         for index in reversed(range(count)):
-            own = saved[3 * index : 3 * index + 3]
+            own, stage = saved[3 * index : 3 * index + 3], network.stages[index]
             weights = pixel_weights[index] if pixel_weights is not None else None
             grad = perceptual_stage_backward(
                 *own, network.heads[index], features[index], inverses[index], weights, grad_value, grad
             )
-            for number in reversed(range(len(network.stages[index]))):
-                x = inputs.pop()
-                grad = _convolve_backward(grad, x, network.stages[index][number][0])
-                if number > 0:  # x is the output of a ReLU; that of a pooling is dealt with by the stage before
-                    grad = torch.ops.aten.threshold_backward(grad, x, 0)
+            first = len(inputs) - len(stage)
+            grad, inputs = stage.backward(grad, inputs[first:]), inputs[:first]
         size, dtype = ctx.image
         return perceptual_input_backward(grad, grad_value, network.scale, size, dtype), None, None, None, None
-
-
-def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return functional.conv2d(x, weight, padding=1)
-
-
-def _convolve_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The gradient of x alone: weights are frozen."""
-    ones, mask = [1, 1], [True, False, False]
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, ones, ones, ones, False, [0, 0], 1, mask)[0]
 
 
 class LPIPS(Loss):

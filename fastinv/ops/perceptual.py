@@ -156,7 +156,7 @@ def _check_input(shape, size, channels) -> None:
 
 def perceptual_stage(
     u: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     head: torch.Tensor | None = None,
     target: torch.Tensor | None = None,
     target_inverse: torch.Tensor | None = None,
@@ -171,7 +171,7 @@ def perceptual_stage(
 
     Args:
         u: [N, C, H, W], the last convolution's output without bias.
-        bias: [C], of the dtype of u.
+        bias: [C], of the dtype of u; None if u is h already, which is then returned as it is.
         head: [C] weights, of ``compute_dtype``; None together with target: no distance.
         target: [N, C, H, W], the h that the target gave, dtype of u.
         target_inverse: [N, H, W], the inverse that the target gave.
@@ -184,15 +184,23 @@ def perceptual_stage(
         partial along K is the distance, K depends on the shape only; slope is what the backward needs besides. Empty:
         pooled without pool, slope and partial without target.
     """
-    if _dispatch.choose("perceptual_stage", impl, u, *_stage_checks(u)) == "ref":
+    checks = _stage_checks(u)
+    if u.device.type == "cuda":
+        checks.append((bias is not None, "the CUDA kernels add a bias"))
+    if _dispatch.choose("perceptual_stage", impl, u, *checks) == "ref":
         return perceptual_stage_ref(u, bias, head, target, target_inverse, pixel_weight, pool)
-    return torch.ops.fastinv.perceptual_stage(u, bias, head, target, target_inverse, pixel_weight, pool)
+    results = torch.ops.fastinv.perceptual_stage(u, bias, head, target, target_inverse, pixel_weight, pool)
+    return results if bias is not None else (u, *results[1:])
 
 
 def perceptual_stage_ref(u, bias, head=None, target=None, target_inverse=None, pixel_weight=None, pool=True):
     """`perceptual_stage` in plain PyTorch."""
     dtype = compute_dtype(u.dtype)
-    h = (u.to(dtype) + bias.to(dtype).view(-1, 1, 1)).relu().to(u.dtype).contiguous(memory_format=torch.channels_last)
+    if bias is None:
+        h = u
+    else:
+        h = (u.to(dtype) + bias.to(dtype).view(-1, 1, 1)).relu().to(u.dtype)
+        h = h.contiguous(memory_format=torch.channels_last)
     pooled = functional.max_pool2d(h, 2) if pool else h.new_empty(0)
     norm = h.to(dtype).square().sum(1).sqrt()
     inverse = 1 / (norm + EPSILON)
@@ -316,7 +324,7 @@ def _fake_input_backward(grad, grad_value, scale, height, width, dtype):
 
 def _fake_stage(u, bias, head, target, target_inverse, pixel_weight, pool):
     count, channels, height, width = u.shape
-    h = _empty_features(u.shape, u, u.dtype)
+    h = u.new_empty([0]) if bias is None else _empty_features(u.shape, u, u.dtype)
     pooled = _empty_features([count, channels, height // 2, width // 2], u, u.dtype) if pool else u.new_empty([0])
     inverse = u.new_empty([count, height, width], dtype=compute_dtype(u.dtype))
     blocks = (height + 1) // 2
