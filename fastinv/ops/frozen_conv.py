@@ -24,6 +24,7 @@ styles, d, noise and picture: alpha 0, gain 1.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -98,7 +99,7 @@ class FrozenWeight:
         """Why there is no kernel of this kind on this machine; "" if there is."""
         if self.kind == "winograd" and self.dtype != torch.float32:
             return "the kind 'winograd' is for float32"
-        return obstacle(self.dtype, self.source.device.type)
+        return obstacle(self.dtype, self.source.device.type) or _not_built(self.kind, self.dtype)
 
     def result_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result from those of the input."""
@@ -122,7 +123,21 @@ def obstacle(dtype: torch.dtype, device_type: str = "cpu") -> str:
     reason = _dispatch.obstacle("frozen_conv", device_type, dtype)
     if not reason and dtype == torch.bfloat16 and not torch.ops.fastinv.cpu_matrix():
         return "this CPU has no bfloat16 arithmetic (AVX512_BF16 or AMX)"
-    return reason
+    return reason or _not_built("none", dtype)
+
+
+@functools.cache
+def _not_built(kind: str, dtype: torch.dtype) -> str:
+    """Goes with csrc/cpu/zz_missing_kernel.cpp, when the last kind of convolution is there."""
+    try:
+        if kind != "none":
+            torch.ops.fastinv.frozen_conv_pack(torch.zeros(1, 1, 3, 3), KINDS[kind], dtype)
+        torch.ops.fastinv.frozen_conv_work(KINDS[kind], dtype, 1, 1, 1, 4, 4)
+    except RuntimeError as error:
+        if "not built yet" in str(error):
+            return str(error).splitlines()[0]
+        raise
+    return ""
 
 
 def _wide(x):
@@ -205,8 +220,9 @@ def frozen_conv_backward_ref(
     if y is None:
         du_before.copy_(dnext)
         return
+    n = max(len(operand) for operand in (dnext, dimage, y) if operand is not None)
     result, parts, map_gradient = epilogue_backward_ref(
-        dnext, dimage, _wide(y).expand(len(dnext if dnext is not None else y), -1, -1, -1), rgb, d, noise, strength,
+        dnext, dimage, _wide(y).expand(n, -1, -1, -1), rgb, d, noise, strength,
         next_styles, rgb_weight, rgb_styles, (), SAME, alpha, gain, clamp, rgb_clamp, dnoise is not None,
     )  # fmt: skip
     if du_before is not None:
