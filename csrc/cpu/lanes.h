@@ -1,5 +1,6 @@
-// Vectors of the instruction set that a kernel file is compiled for, in the compiler's own vector extension: arithmetic,
-// comparison and selection (a > b ? x : y) are written as for numbers. Feature maps of bfloat16 widen to float.
+// Vectors of the instruction set that a kernel file is compiled for, in the compiler's own vector extension:
+// arithmetic, comparison and selection (a > b ? x : y) are written as for numbers. Feature maps of bfloat16 widen to
+// float.
 #pragma once
 
 #include <cstdint>

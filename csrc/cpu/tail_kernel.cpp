@@ -1,9 +1,9 @@
 // The end of a frozen layer on blocks of pixels, see tail.h. Channels run in vectors. Forward, a few pixels share the
-// channels' operands and hold their parts of the picture in registers; backward, a vector of channels holds its operands
-// and its five sums in registers over a run of at most kRun pixels, then adds the sums to those of the band in double.
-#include "tail.h"
-
+// channels' operands and hold their parts of the picture in registers; backward, a vector of channels holds its
+// operands and its five sums in registers over a run of at most kRun pixels, then adds the sums to those of the band in
+// double.
 #include "lanes.h"
+#include "tail.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -64,8 +64,8 @@ struct Shape {  // numbers of the layer in the compute type
 // P neighbouring pixels; picture[k * P + p] is their sum over the channels for colour k.
 template <bool with_rgb, int P, class V, class T>
 FASTINV_INLINE void forward_pixels(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
-                                   const V* values, int64_t pixel_stride, const compute_t<T>* z, T* y,
-                                   int64_t y_stride, compute_t<T>* picture) {
+                                   const V* values, int64_t pixel_stride, const compute_t<T>* z, T* y, int64_t y_stride,
+                                   compute_t<T>* picture) {
   using C = compute_t<T>;
   using L = Lanes<C>;
   constexpr int64_t lanes = kLanes<T>;
@@ -337,8 +337,8 @@ void tail_block(const Tail& tail, const TailBlock<T>& b, void* scratch) {
   const TailLayer& p = tail.layer();
   const int64_t row_stride = p.width * p.channels;
   void* result = tail.forward ? tail.forward->y : tail.backward->du;
-  TailPlaces<compute_t<T>, T> places{b.sample,     b.row,   b.column,  b.rows,      b.columns, b.values, b.row_stride,
-                                     b.pixel_stride, nullptr, row_stride, p.channels};
+  TailPlaces<compute_t<T>, T> places{b.sample,     b.row,          b.column, b.rows,     b.columns, b.values,
+                                     b.row_stride, b.pixel_stride, nullptr,  row_stride, p.channels};
   if (result) {
     places.result = static_cast<T*>(result) + ((b.sample * p.height + b.row) * p.width + b.column) * p.channels;
   }
