@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastinv
 from fastinv.ops import _dispatch, perceptual
 
 SCALE, OFFSET = (2.0, -3.0, 0.75), (0.5, 0.25, -1.0)
@@ -40,6 +41,50 @@ def test_input_is_the_area_average_scaled():
 def test_input_of_a_wrong_size(size):
     with pytest.raises(ValueError, match=r"size must be between 1 and \(8, 6\)"):
         perceptual.perceptual_input(torch.zeros(1, 3, 8, 6), SCALE, OFFSET, size)
+
+
+native_input = pytest.mark.skipif(
+    "cpu" not in _dispatch.KERNELS.get("perceptual_input", ()), reason="the native library is not built"
+)
+PAIRS = [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.bfloat16)]
+PAIRS.append((torch.float32, torch.bfloat16))
+
+
+@native_input
+@pytest.mark.parametrize("size", [(8, 6), (4, 3), (3, 5), (1, 1), (8, 1)])
+@pytest.mark.parametrize(("images_dtype", "dtype"), PAIRS)
+def test_native_input(images_dtype, dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 8, 6, generator=generator, dtype=torch.float64).to(images_dtype)
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3}  # one rounding
+    for given in (
+        images,
+        images.contiguous(memory_format=torch.channels_last),
+        images.transpose(2, 3).contiguous().transpose(2, 3),
+        images[:1].expand(2, -1, -1, -1),
+    ):
+        for channels in (3, 5):
+            found = perceptual.perceptual_input(given, SCALE, OFFSET, size, channels, dtype, impl="native")
+            expected = perceptual.perceptual_input_ref(given, SCALE, OFFSET, size, channels, dtype)
+            fake = perceptual._fake_input(given, SCALE, OFFSET, *size, channels, dtype)
+            assert (found.shape, found.stride(), found.dtype) == (fake.shape, fake.stride(), fake.dtype)
+            torch.testing.assert_close(found, expected, rtol=tolerance[dtype], atol=tolerance[dtype])
+    grad, ones = torch.randn(2, 5, *size, generator=generator, dtype=torch.float64).to(dtype), torch.ones(2)
+    for given in (grad, grad.contiguous(memory_format=torch.channels_last)):
+        found = perceptual.perceptual_input_backward(given, ones, SCALE, (8, 6), images_dtype, impl="native")
+        expected = perceptual.perceptual_input_backward_ref(given, ones, SCALE, (8, 6), images_dtype)
+        assert found.is_contiguous() and found.dtype == images_dtype
+        wide = max(tolerance[images_dtype], 1e-6 if dtype != torch.float64 else 0)
+        torch.testing.assert_close(found, expected, rtol=wide, atol=wide)
+
+
+@native_input
+def test_native_input_leaves_other_dtypes_to_the_reference():
+    images = torch.zeros(1, 3, 4, 4)
+    for dtype in (torch.float16, torch.float64):
+        assert perceptual.perceptual_input(images, SCALE, OFFSET, (2, 2), 3, dtype).dtype == dtype
+        with pytest.raises(fastinv.NativeUnavailableError, match="no kernels between images of torch.float32"):
+            perceptual.perceptual_input(images, SCALE, OFFSET, (2, 2), 3, dtype, impl="native")
 
 
 class Stage(torch.autograd.Function):

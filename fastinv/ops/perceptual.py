@@ -73,7 +73,7 @@ def perceptual_input(
     """
     dtype = dtype or images.dtype
     _check_input(images.shape, size, channels)
-    if _dispatch.choose("perceptual_input", impl, images, _input_check(images.dtype, dtype)) == "ref":
+    if _dispatch.choose("perceptual_input", impl, images, _input_check(images.dtype, dtype, images.device)) == "ref":
         return perceptual_input_ref(images, scale, offset, size, channels, dtype)
     return torch.ops.fastinv.perceptual_input(images, scale, offset, *size, channels, dtype)
 
@@ -112,7 +112,7 @@ def perceptual_input_backward(
         [N, 3, H, W], contiguous.
     """
     dtype = dtype or grad.dtype
-    if _dispatch.choose("perceptual_input", impl, grad, _input_check(dtype, grad.dtype)) == "ref":
+    if _dispatch.choose("perceptual_input", impl, grad, _input_check(dtype, grad.dtype, grad.device)) == "ref":
         return perceptual_input_backward_ref(grad, grad_value, scale, size, dtype)
     return torch.ops.fastinv.perceptual_input_backward(grad, grad_value, scale, *size, dtype)
 
@@ -140,8 +140,9 @@ def _area_weights(inputs: int, outputs: int, like: torch.Tensor) -> torch.Tensor
     return inside.to(like.dtype) / (last - first)[:, None]
 
 
-def _input_check(images: torch.dtype, features: torch.dtype) -> tuple[bool, str]:
+def _input_check(images: torch.dtype, features: torch.dtype, device: torch.device) -> tuple[bool, str]:
     fine = images == features or (images == torch.float32 and features in (torch.float16, torch.bfloat16))
+    fine = fine and features in _dispatch.DTYPES.get(device.type, ())
     return fine, f"there are no kernels between images of {images} and features of {features}"
 
 
