@@ -14,9 +14,9 @@ from fastinv.models import arena, kinds
 from fastinv.models.convolution import Form
 from fastinv.models.frozen import FrozenSynthesis
 from fastinv.models.fused import FusedSynthesis
-from fastinv.ops.frozen_conv import obstacle
+from fastinv.ops.frozen_conv import network_obstacle
 
-NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if not obstacle(dtype)]
+NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if not network_obstacle(dtype)]
 # A machine without kernels runs the same Python on the references.
 WAYS = [(dtype, "ref") for dtype in (torch.float32, torch.bfloat16)] + [(dtype, "native") for dtype in NATIVE]
 

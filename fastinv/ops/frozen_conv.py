@@ -126,6 +126,13 @@ def obstacle(dtype: torch.dtype, device_type: str = "cpu") -> str:
     return reason or _not_built("none", dtype)
 
 
+def network_obstacle(dtype: torch.dtype, device_type: str = "cpu") -> str:
+    """Why a network of these convolutions cannot be run by kernels here; "" if it can."""
+    kinds = [kind for kind in KINDS if kind != "winograd" or dtype == torch.float32]
+    reasons = (_not_built(kind, dtype) for kind in kinds)
+    return obstacle(dtype, device_type) or next(filter(None, reasons), "")
+
+
 @functools.cache
 def _not_built(kind: str, dtype: torch.dtype) -> str:
     """Goes with csrc/cpu/zz_missing_kernel.cpp, when the last kind of convolution is there."""
