@@ -18,8 +18,7 @@ from torch.nn import functional
 from fastinv.checkpoints import network_hash
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.models.attributes import load_attribute_network
-from fastinv.models.chain import FrozenChain
-from fastinv.ops.frozen_conv import obstacle
+from fastinv.models.chain import FusedChains
 
 # VGG-16 (Simonyan and Zisserman 2015, configuration D): convolutions per block and their output channels.
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -87,20 +86,20 @@ class VGG16Trunk(nn.Module):
             if set(self.layers) <= set(self.convolutions):
                 break  # what lies deeper is not needed
         self._runs = _runs(self.convolutions, self.layers)
-        self._prepared: tuple = None, {}
+        self._fused = FusedChains()
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         x = resize_to(images, self.resolution) * 0.5 + 0.5
         if self.normalize:
             x = (x - self.mean) / self.std
-        chains = self._chains(x)
+        chains = self._fused.of([[self.convolutions[name] for name in names] for names in self._runs], x)
         taps = {}
-        for names in self._runs:
+        for index, names in enumerate(self._runs):
             if names[0].endswith("_1") and names[0] != "conv1_1":
                 x = functional.max_pool2d(x, 2)
             if chains:
-                u = chains[names](x, "bias" if self.pre_relu else "relu")
+                u = chains[index](x, "bias" if self.pre_relu else "relu")
                 x = u.relu() if self.pre_relu else u
             else:
                 for name in names:
@@ -108,21 +107,6 @@ class VGG16Trunk(nn.Module):
                     x = u.relu()
             taps[names[-1]] = u if self.pre_relu else x
         return [taps[layer] for layer in self.layers]
-
-    def _chains(self, x: torch.Tensor) -> dict[tuple[str, ...], FrozenChain]:
-        """The convolutions of each run as a `FrozenChain`; none where such would not be fused or cannot be."""
-        device = x.device.type
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(device) or obstacle(x.dtype, device):
-            return {}
-        parameters = list(self.convolutions.parameters())
-        if any(p.dtype != x.dtype or p.device != x.device or p.requires_grad for p in parameters):
-            return {}
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if self._prepared[0] != state:  # the first call, or after .to() or load_state_dict()
-            pairs = {name: (layer.weight, layer.bias) for name, layer in self.convolutions.items()}
-            chains = {names: FrozenChain([pairs[name] for name in names], x.dtype) for names in self._runs}
-            self._prepared = state, chains
-        return self._prepared[1]
 
 
 class FeatureTrunk(nn.Module):

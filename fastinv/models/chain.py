@@ -9,6 +9,7 @@ import itertools
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from fastinv.models.arena import Arena, padded
@@ -100,9 +101,10 @@ class FrozenChain:
         weights = [self._weight(index, True, du) for index in reversed(range(len(self)))]
         results = self._maps("gradients", weights, du, alternate=True)
         work = self._work("backward", weights, du)
-        for weight, y, before in zip(weights, [*reversed(maps[1:]), None], results, strict=True):
-            frozen_conv_backward(du, weight, y, before, alpha=0.0, work=work)
-            du = before
+        with torch.autocast("cpu", enabled=False):
+            for weight, y, before in zip(weights, [*reversed(maps[1:]), None], results, strict=True):
+                frozen_conv_backward(du, weight, y, before, alpha=0.0, work=work)
+                du = before
         return du
 
     def differentiable(self, x: torch.Tensor, ending: str = "relu") -> torch.Tensor:
@@ -120,7 +122,11 @@ class FrozenChain:
         kind = choose_kind(*((outputs, inputs) if turned else (inputs, outputs)), min(x.shape[2:]), self.dtype)
         key = index, kind, turned
         if key not in self._packed:
-            self._packed[key] = FrozenWeight(weight.flip(2, 3).transpose(0, 1) if turned else weight, kind, self.dtype)
+            with torch.inference_mode(False):
+                packed = FrozenWeight(weight.flip(2, 3).transpose(0, 1) if turned else weight, kind, self.dtype)
+            if turned and packed.packed is not None:  # only a reference would read the copy
+                packed.source = weight.new_full((), math.nan).expand(inputs, outputs, 3, 3)
+            self._packed[key] = packed
         return self._packed[key]
 
     def _maps(self, purpose: str, weights: list[FrozenWeight], x: torch.Tensor, alternate: bool = False):
@@ -140,6 +146,27 @@ class FrozenChain:
         n, _, height, width = x.shape
         size = max(weight.work_bytes(n, height, width) for weight in weights)
         return self._arena.lease(purpose, size).tensor(0, (size,), torch.uint8) if size else None
+
+
+class FusedChains:
+    """A module's convolutions as chains where those are fused, laid out when first used and after every change."""
+
+    def __init__(self):
+        self._state, self._chains = None, []
+
+    def of(self, runs: list[list[nn.Conv2d]], x: torch.Tensor) -> list[FrozenChain]:
+        """A chain for each run of convolutions; none where they are not frozen, or there are no kernels for x."""
+        device = x.device.type
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(device) or obstacle(x.dtype, device):
+            return []
+        parameters = [parameter for run in runs for layer in run for parameter in (layer.weight, layer.bias)]
+        if any(p.dtype != x.dtype or p.device != x.device or p.requires_grad for p in parameters):
+            return []
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._state != state:
+            self._chains = [FrozenChain([(layer.weight, layer.bias) for layer in run], x.dtype) for run in runs]
+            self._state = state
+        return self._chains
 
 
 class _Run(torch.autograd.Function):
