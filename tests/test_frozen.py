@@ -93,6 +93,16 @@ def test_lower_precision_is_as_close_as_the_training_path(dtype):
         assert error <= 2 * allowed
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_clamped_values_have_no_gradient_where_the_bound_is_rounded(dtype):
+    """0.7 is no bfloat16: what was clamped is then below 0.7."""
+    G = generator(conv_clamp=0.7)
+    G.synthesis.b32.conv1.bias.data.fill_(100)  # all of the last layer is clamped
+    P, noise = G.prepare(dtype), torch.zeros(32, 32, requires_grad=True)
+    P.synthesis(codes(G, dtype=torch.float32), noise={"b32.conv1": noise}).sum().backward()
+    assert not noise.grad.any()
+
+
 def test_float16_survives_tiny_gradients_and_large_weights():
     """Image gradients of 1e-6 and a hundredfold weight are beyond float16 without the powers of two."""
     G = generator()

@@ -14,6 +14,7 @@ from fastinv.models import arena, kinds
 from fastinv.models.convolution import Form
 from fastinv.models.frozen import FrozenSynthesis
 from fastinv.models.fused import FusedSynthesis
+from fastinv.models.stylegan2 import Generator
 from fastinv.ops.frozen_conv import network_obstacle
 
 NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if not network_obstacle(dtype)]
@@ -122,7 +123,7 @@ def mapped(monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_steps(mapped):
-    P = prepared(generator())
+    P = prepared(Generator(8, 4, 4, channels={4: 4, 8: 4}, mapping_layers=1))
     w_plus = codes(P, dtype=torch.float32).requires_grad_()
     gc.disable()  # nothing may wait for a collection
     try:

@@ -157,9 +157,13 @@ class FrozenSynthesis:
             FrozenLayer(
                 name, layer.resolution, FrozenConvolution(weight, layer.up, self.taps, self.dtype), row, first_output,
                 layer.bias.detach().to(self.compute), layer.noise_const.detach().to(self.compute)[None, None],
-                float(layer.noise_strength.detach()), -1.0 if layer.conv_clamp is None else float(layer.conv_clamp),
+                float(layer.noise_strength.detach()), self._bound(layer.conv_clamp),
             )
         )  # fmt: skip
+
+    def _bound(self, clamp: float | None) -> float:
+        """Rounded as the feature maps are, since backward tells from y whether it was clamped; -1 for none."""
+        return -1.0 if clamp is None else float(torch.tensor(clamp, dtype=torch.float64).to(self.dtype))
 
     def _add_torgb(self, torgb: ToRGBLayer) -> None:
         self.rows.append(self._row)
