@@ -1,4 +1,4 @@
-// Stands in for the kernels of frozen_conv.h and tail.h that are not built yet. The name sorts last: where a
+// Stands in for the kernels of frozen_conv.h that are not built yet. The name sorts last: where a
 // function is there, the linker has taken it already.
 #include <stdexcept>
 
@@ -28,7 +28,6 @@ namespace FASTINV_ISA {
   template void name##_run<float>(const FrozenConv&, const Tail&, char*, const Parallel&);       \
   template void name##_run<bfloat16>(const FrozenConv&, const Tail&, char*, const Parallel&);
 
-KIND(direct, "the kind 'direct'")
 KIND(up, "the kind 'up'")
 KIND(down, "the kind 'down'")
 
@@ -36,24 +35,6 @@ WEAK int64_t winograd_packed_size(int64_t, int64_t) MISSING("the kind 'winograd'
     void winograd_pack(const float*, int64_t, int64_t, void*) MISSING("the kind 'winograd'") WEAK int64_t
     winograd_work(const FrozenConv&, const Tail&, int64_t) MISSING("the kind 'winograd'") WEAK
     void winograd_run(const FrozenConv&, const Tail&, char*, const Parallel&) MISSING("the kind 'winograd'")
-
-        template <class T>
-        int64_t none_work(const FrozenConv&, const Tail&, int64_t) MISSING("the kind 'none'") template <class T>
-        void none_run(const FrozenConv&, const Tail&, char*, const Parallel&)
-            MISSING("the kind 'none'") template <class T>
-            int64_t tail_scratch(const Tail&) MISSING("the tail") template <class T>
-            void tail_begin(const Tail&, int64_t, void*) MISSING("the tail") template <class T>
-            void tail_block(const Tail&, const TailBlock<T>&, void*) MISSING("the tail") template <class T>
-            void tail_end(const Tail&, int64_t, int64_t, void*) MISSING("the tail")
-
-#define BOTH(T)                                                                      \
-  template int64_t none_work<T>(const FrozenConv&, const Tail&, int64_t);            \
-  template void none_run<T>(const FrozenConv&, const Tail&, char*, const Parallel&); \
-  template int64_t tail_scratch<T>(const Tail&);                                     \
-  template void tail_begin<T>(const Tail&, int64_t, void*);                          \
-  template void tail_block<T>(const Tail&, const TailBlock<T>&, void*);              \
-  template void tail_end<T>(const Tail&, int64_t, int64_t, void*);
-                BOTH(float) BOTH(bfloat16)
 
 }  // namespace FASTINV_ISA
 }  // namespace fastinv
