@@ -8,7 +8,6 @@
   {                                                                     \
     throw std::runtime_error("frozen_conv: " name " is not built yet"); \
   }
-#define WEAK __attribute__((weak))
 
 namespace fastinv {
 namespace FASTINV_ISA {
@@ -31,10 +30,6 @@ namespace FASTINV_ISA {
 KIND(up, "the kind 'up'")
 KIND(down, "the kind 'down'")
 
-WEAK int64_t winograd_packed_size(int64_t, int64_t) MISSING("the kind 'winograd'") WEAK
-    void winograd_pack(const float*, int64_t, int64_t, void*) MISSING("the kind 'winograd'") WEAK int64_t
-    winograd_work(const FrozenConv&, const Tail&, int64_t) MISSING("the kind 'winograd'") WEAK
-    void winograd_run(const FrozenConv&, const Tail&, char*, const Parallel&) MISSING("the kind 'winograd'")
 
 }  // namespace FASTINV_ISA
 }  // namespace fastinv
