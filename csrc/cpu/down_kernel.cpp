@@ -1,8 +1,8 @@
 // Kind "down", the adjoint of "up": g = adjoint of the FIR filter on x, conv2d(g, W, stride 2), and the tail.
 //
 // g of a block of the result is laid out for one product of all its rows: three copies, one for each column of taps, of
-// the pixels of g that it meets, and the even rows of g apart from the odd ones. Pixel n of the block then begins `inner`
-// elements after pixel n - 1 in each of them, also from one row to the next.
+// the pixels of g that it meets, and the even rows of g apart from the odd ones. Pixel n of the block then begins
+// `inner` elements after pixel n - 1 in each of them, also from one row to the next.
 #include <cstring>
 
 #include "frozen_conv.h"
@@ -59,8 +59,8 @@ Plan plan_of(const FrozenConv& p) {
   return s;
 }
 
-// Rows 2 i and, if odd is set, 2 i + 1 of g, in the columns that the block [first, first + columns) of the result meets.
-// x: rows 2 i - 2 to 2 i + 2, null outside of the map. even, odd: where row i of the first copy begins.
+// Rows 2 i and, if odd is set, 2 i + 1 of g, in the columns that the block [first, first + columns) of the result
+// meets. x: rows 2 i - 2 to 2 i + 2, null outside of the map. even, odd: where row i of the first copy begins.
 template <bool with_odd, class T>
 void filter_rows(const T* const* x, const float* taps, int64_t width, int64_t inputs, int64_t inner, int64_t first,
                  int64_t columns, T* even, int64_t even_size, T* odd, int64_t odd_size) {
@@ -135,8 +135,8 @@ void filter_block(const FrozenConv& p, const Plan& s, int64_t sample, int64_t ro
 
 // Pixels [begin, end) of a block.
 template <class T>
-void multiply(const FrozenConv& p, const Plan& s, const T* g, float* c, int64_t begin, int64_t end,
-              int64_t first_panel, int64_t last_panel) {
+void multiply(const FrozenConv& p, const Plan& s, const T* g, float* c, int64_t begin, int64_t end, int64_t first_panel,
+              int64_t last_panel) {
   int64_t offsets[kTaps];
   for (int64_t x = 0; x < 3; ++x) {
     offsets[x] = x * s.even_size();
@@ -188,8 +188,10 @@ void run_together(const FrozenConv& p, const Tail& tail, const Plan& s, char* wo
         const int64_t sample = i / s.bands, band = i % s.bands, row = band * s.band;
         const float* values = c + sample * c_size + row * s.columns * s.channels;
         tail_begin<T>(tail, first + sample, own);
-        tail_block<T>(tail, {first + sample, row, 0, smaller(s.band, s.height - row), s.columns, values,
-                             s.columns * s.channels, s.channels}, own);
+        tail_block<T>(tail,
+                      {first + sample, row, 0, smaller(s.band, s.height - row), s.columns, values,
+                       s.columns * s.channels, s.channels},
+                      own);
         tail_end<T>(tail, first + sample, band, own);
       }
     });
@@ -249,10 +251,10 @@ void down_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel&
   }
 }
 
-#define INSTANTIATE(T)                                                      \
-  template int64_t down_packed_size<T>(int64_t, int64_t);                   \
-  template void down_pack<T>(const float*, int64_t, int64_t, void*);        \
-  template int64_t down_work<T>(const FrozenConv&, const Tail&, int64_t);   \
+#define INSTANTIATE(T)                                                    \
+  template int64_t down_packed_size<T>(int64_t, int64_t);                 \
+  template void down_pack<T>(const float*, int64_t, int64_t, void*);      \
+  template int64_t down_work<T>(const FrozenConv&, const Tail&, int64_t); \
   template void down_run<T>(const FrozenConv&, const Tail&, char*, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(bfloat16)

@@ -3,8 +3,8 @@
 // u has four phases, each an ordinary convolution of x with the taps of W that meet its places: 4 for (even row, even
 // column), 2, 2 and 1. Row m of x, packed as pixels of `inner` channels, makes rows 2 m ("even") and 2 m + 1 ("odd") of
 // u; the two are kept in planes of their own, so that pixel n of every row is `run` pixels after that of the row before
-// in x, and `run` pairs of pixels in a plane: one product makes several rows. A packed row ends in a zero, which is also
-// the one before the next row; u is zero there, as the filter wants it.
+// in x, and `run` pairs of pixels in a plane: one product makes several rows. A packed row ends in a zero, which is
+// also the one before the next row; u is zero there, as the filter wants it.
 #include <cstring>
 
 #include "frozen_conv.h"
@@ -30,19 +30,19 @@ FASTINV_INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // How a layer is cut; by its shape alone.
 struct Plan {
-  bool together;           // all threads share the weights of one group of samples; else each has bands of its own
-  int64_t samples;         // at a time, together
-  int64_t strips, strip;   // of columns of x; results of a strip stay in L2
-  int64_t lead;            // columns before a strip that are computed, too; without strips the zero serves
-  int64_t run;             // pixels of a packed row
-  int64_t group;           // rows of x at a time
-  int64_t slots;           // rows of the planes
+  bool together;          // all threads share the weights of one group of samples; else each has bands of its own
+  int64_t samples;        // at a time, together
+  int64_t strips, strip;  // of columns of x; results of a strip stay in L2
+  int64_t lead;           // columns before a strip that are computed, too; without strips the zero serves
+  int64_t run;            // pixels of a packed row
+  int64_t group;          // rows of x at a time
+  int64_t slots;          // rows of the planes
   int64_t inner, panels, channels;  // of packed x; of the weights; of u
-  int64_t piece;           // columns of the result that are filtered at a time
+  int64_t piece;                    // columns of the result that are filtered at a time
   int64_t x_bytes, plane_bytes, piece_bytes;
 };
 
-constexpr int64_t kTogether = 256;   // pixels of x
+constexpr int64_t kTogether = 256;    // pixels of x
 constexpr int64_t kProductRows = 16;  // a product takes about as long as one with its rows rounded up to this
 
 template <class T>
@@ -264,8 +264,8 @@ void run_strip(const FrozenConv& p, const Tail& tail, const Plan& s, const Rings
     for (int64_t m = start ? first : m0 - 1; m < next - 1; ++m) {
       const int64_t row = 2 * m;
       if (row % band == 0) tail_begin<T>(tail, sample, rings.scratch);
-      const float* u[5] = {rings.odd + slot(m - 1), rings.even + slot(m), rings.odd + slot(m),
-                           rings.even + slot(m + 1), rings.odd + slot(m + 1)};
+      const float* u[5] = {rings.odd + slot(m - 1), rings.even + slot(m), rings.odd + slot(m), rings.even + slot(m + 1),
+                           rings.odd + slot(m + 1)};
       for (const float*& from : u) from += 2 * s.lead * s.channels;
       finish_rows<T>(p, tail, s, u, sample, row, 2 * left, 2 * right, rings.values, rings.scratch);
       if ((row + 2) % band == 0 || row + 2 == 2 * p.height) tail_end<T>(tail, sample, row / band, rings.scratch);
@@ -343,10 +343,10 @@ void up_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& p
   }
 }
 
-#define INSTANTIATE(T)                                                               \
-  template int64_t up_packed_size<T>(int64_t, int64_t);                              \
-  template void up_pack<T>(const float*, int64_t, int64_t, void*);                   \
-  template int64_t up_work<T>(const FrozenConv&, const Tail&, int64_t);              \
+#define INSTANTIATE(T)                                                  \
+  template int64_t up_packed_size<T>(int64_t, int64_t);                 \
+  template void up_pack<T>(const float*, int64_t, int64_t, void*);      \
+  template int64_t up_work<T>(const FrozenConv&, const Tail&, int64_t); \
   template void up_run<T>(const FrozenConv&, const Tail&, char*, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(bfloat16)
