@@ -163,7 +163,7 @@ void multiply(const MatrixProduct& p) {
 }
 
 #ifdef FASTINV_UNITS
-constexpr int64_t kTileRows = 16, kTileTerms = 32, kTileRun = 512;
+constexpr int64_t kTileRows = 16, kTileTerms = 32;
 
 struct TileShapes {  // the operand of ldtilecfg
   uint8_t palette, start_row, reserved[14];
@@ -171,45 +171,43 @@ struct TileShapes {  // the operand of ldtilecfg
   uint8_t rows[16];
 };
 
-// Tiles 0 to 3: sums of two blocks of rows and two of columns; 4, 5: rows of A; 6, 7: weights.
+// Tiles 0 to 3: sums of two blocks of rows and two of columns; 4, 5: rows of A; 6, 7: weights. c: of the blocks.
 template <int M>
-__attribute__((target("amx-tile,amx-bf16"))) FASTINV_INLINE void multiply_tiles(const bfloat16* first_a,
-                                                                                const bfloat16* second_a,
-                                                                                int64_t a_stride, const Run& run,
-                                                                                const bfloat16* b, float* first_c,
-                                                                                float* second_c, int64_t c_stride) {
-  const int64_t a_bytes = 2 * a_stride, b_bytes = 4 * kColumns, c_bytes = 4 * c_stride;
-  if (run.add) {
-    _tile_loadd(0, first_c, c_bytes);
-    _tile_loadd(1, first_c + 16, c_bytes);
-    if (M == 2) _tile_loadd(2, second_c, c_bytes);
-    if (M == 2) _tile_loadd(3, second_c + 16, c_bytes);
+__attribute__((target("amx-tile,amx-bf16"))) void multiply_tiles(const MatrixProduct& p, const bfloat16* const* rows,
+                                                                 const bfloat16* b, float* const* c) {
+  const int64_t a_bytes = 2 * p.a_stride, b_bytes = 4 * kColumns, c_bytes = 4 * p.c_stride;
+  if (p.add) {
+    _tile_loadd(0, c[0], c_bytes);
+    _tile_loadd(1, c[0] + 16, c_bytes);
+    if (M == 2) _tile_loadd(2, c[1], c_bytes);
+    if (M == 2) _tile_loadd(3, c[1] + 16, c_bytes);
   } else {
     _tile_zero(0);
     _tile_zero(1);
     if (M == 2) _tile_zero(2);
     if (M == 2) _tile_zero(3);
   }
-  for (int64_t t = 0; t < run.taps; ++t) {
-    for (int64_t k = run.first; k < run.last; k += kTileTerms, b += kTileTerms * kColumns) {
+  for (int64_t t = 0; t < p.taps; ++t) {
+    for (int64_t k = p.offsets[t]; k < p.offsets[t] + p.inner; k += kTileTerms, b += kTileTerms * kColumns) {
       _tile_loadd(6, b, b_bytes);
-      _tile_loadd(4, first_a + run.offsets[t] + k, a_bytes);
+      _tile_loadd(4, rows[0] + k, a_bytes);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, b + 32, b_bytes);
       _tile_dpbf16ps(1, 4, 7);
-      if (M == 2) _tile_loadd(5, second_a + run.offsets[t] + k, a_bytes);
+      if (M == 2) _tile_loadd(5, rows[1] + k, a_bytes);
       if (M == 2) _tile_dpbf16ps(2, 5, 6);
       if (M == 2) _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, first_c, c_bytes);
-  _tile_stored(1, first_c + 16, c_bytes);
-  if (M == 2) _tile_stored(2, second_c, c_bytes);
-  if (M == 2) _tile_stored(3, second_c + 16, c_bytes);
+  _tile_stored(0, c[0], c_bytes);
+  _tile_stored(1, c[0] + 16, c_bytes);
+  if (M == 2) _tile_stored(2, c[1], c_bytes);
+  if (M == 2) _tile_stored(3, c[1] + 16, c_bytes);
 }
 
 // All tiles have one height, so that one configuration does. Where it does not divide the rows, the last tile begins
-// within the one before: both belong to one pair, which reads C before it writes any of it.
+// within the one before: both belong to one pair, which reads C before it writes any of it. No runs of terms: what they
+// would save in rounding is lost in that of the factors.
 __attribute__((target("amx-tile,amx-bf16"))) void multiply_amx(const MatrixProduct& p) {
   if (p.rows <= 0) return;
   const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows, height = (p.rows + tiles - 1) / tiles;
@@ -219,19 +217,20 @@ __attribute__((target("amx-tile,amx-bf16"))) void multiply_amx(const MatrixProdu
     shapes.row_bytes[i] = 64;
     shapes.rows[i] = static_cast<uint8_t>(i < 6 ? height : 16);
   }
-  asm volatile("ldtilecfg %0" : : "m"(shapes));
+  asm volatile("ldtilecfg %0" : : "m"(shapes));  // the intrinsic of gcc 12 does not tell that it reads all of it
   const bfloat16* a = static_cast<const bfloat16*>(p.a);
   for (int64_t panel = p.first_panel; panel < p.last_panel; ++panel) {
     const bfloat16* weights = static_cast<const bfloat16*>(p.b) + panel * p.taps * p.inner * kColumns;
-    float* c = p.c + panel * kColumns;
-    for_runs(p, kTileRun, [&](const Run& run, int64_t place) __attribute__((target("amx-tile,amx-bf16"))) {
-      if (tiles % 2 != 0) multiply_tiles<1>(a, a, p.a_stride, run, weights + place, c, c, p.c_stride);
-      for (int64_t i = tiles % 2; i < tiles; i += 2) {
-        const int64_t first = i * height, second = i + 2 < tiles ? first + height : p.rows - height;
-        multiply_tiles<2>(a + first * p.a_stride, a + second * p.a_stride, p.a_stride, run, weights + place,
-                          c + first * p.c_stride, c + second * p.c_stride, p.c_stride);
+    for (int64_t i = -(tiles % 2); i < tiles; i += 2) {
+      const int64_t first = i * height, second = i + 2 < tiles ? first + height : p.rows - height;
+      const bfloat16* rows[] = {a + first * p.a_stride, a + second * p.a_stride};
+      float* c[] = {p.c + first * p.c_stride + panel * kColumns, p.c + second * p.c_stride + panel * kColumns};
+      if (i < 0) {  // an odd number of tiles: the first one by itself
+        multiply_tiles<1>(p, rows + 1, weights, c + 1);
+      } else {
+        multiply_tiles<2>(p, rows, weights, c);
       }
-    });
+    }
   }
   _tile_release();
 }
