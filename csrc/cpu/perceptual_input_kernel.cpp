@@ -1,5 +1,6 @@
 // The trunk's input and its gradient, row by row: along the columns of the window first, where channels are planes and
 // the loops run over whole rows, then along its row.
+#include <cstring>
 #include <vector>
 
 #include "perceptual_input.h"
@@ -45,7 +46,14 @@ void backward(const PerceptualInputParams<I, T>& p, int64_t begin, int64_t end) 
   std::vector<C> sums(p.width);
   for (int64_t at = begin; at < end; ++at) {
     const int64_t sample = at / p.image_height, y = at % p.image_height;
+    const bool repeated = at > begin && y > 0 && p.rows.first[y] == p.rows.first[y - 1] &&
+                          p.rows.last[y] == p.rows.last[y - 1];  // in the same windows as the row before
     for (int64_t c = 0; c < 3; ++c) {
+      I* to = p.grad_images + ((sample * 3 + c) * p.image_height + y) * p.image_width;
+      if (repeated) {
+        std::memcpy(to, to - p.image_width, p.image_width * sizeof(I));
+        continue;
+      }
       for (int64_t j = 0; j < p.width; ++j) sums[j] = 0;
       for (int64_t row = p.rows.first[y]; row < p.rows.last[y]; ++row) {
         const T* grad = p.grad + (sample * p.height + row) * p.width * p.channels + c;
@@ -53,10 +61,10 @@ void backward(const PerceptualInputParams<I, T>& p, int64_t begin, int64_t end) 
         for (int64_t j = 0; j < p.width; ++j) sums[j] += factor * C(load(grad[j * p.channels]));
       }
       for (int64_t j = 0; j < p.width; ++j) sums[j] *= p.column_weights[j];
-      I* to = p.grad_images + ((sample * 3 + c) * p.image_height + y) * p.image_width;
       for (int64_t x = 0; x < p.image_width; ++x) {
-        C sum = 0;
-        for (int64_t j = p.columns.first[x]; j < p.columns.last[x]; ++j) sum += sums[j];
+        const int64_t first = p.columns.first[x];
+        C sum = sums[first];
+        for (int64_t j = first + 1; j < p.columns.last[x]; ++j) sum += sums[j];
         store(to[x], sum);
       }
     }
