@@ -30,7 +30,6 @@ typedef float Unaligned __attribute__((vector_size(kLanes * sizeof(float)), alig
 constexpr float a = 0.625f, b = 1.5f;  // the points
 constexpr int64_t kTile = 4, kWindow = 6, kPoints = kWindow * kWindow;
 constexpr int64_t kInner = 128;  // input channels of a block
-constexpr int64_t kGroup = 64;   // tiles that a thread works on at a time
 // Slots and pixels are one cache line apart from a power of two, or all would fall into few sets of the cache.
 constexpr int64_t kLine = 16;
 
@@ -88,14 +87,16 @@ struct Plan {
     // Blocks of results are cut alike in every schedule, as sums over pixels depend on it.
     width = 4096 / (kTile * kTile * columns);
     width = smaller(width > 1 ? width : 1, across);
-    // Each thread on its own reads all weights for each group, but needs nobody else: if there are enough tiles.
+    // A thread on its own reads all weights for each group, but waits for nobody. Without enough tiles for that, all
+    // threads share one group. The rows of the products are the same in every schedule.
+    const int64_t most = p.inputs * p.outputs > 128 * 128 ? 128 : 64;  // tiles; the more, the more weights there are
     const int64_t band_tiles = band * across, all = bands * p.samples;
-    group = smaller(kGroup / band_tiles, all / threads);
-    together = group * band_tiles < kGroup / 2 && band_tiles < kGroup && p.inputs * p.outputs > 64 * 64;
-    if (together) group = 4 * kGroup / band_tiles;
+    group = smaller(most / band_tiles, all / threads);
+    together = group * band_tiles < 32 && band_tiles < 32 && p.inputs * p.outputs > 64 * 64;
+    if (together) group = 256 / band_tiles;
     group = smaller(group > 1 ? group : 1, all);
     tiles = group * band_tiles;
-    if (!together && tiles > kGroup) tiles = kGroup / width * width;  // a part of a band
+    if (!together && tiles > most) tiles = most / width * width;  // a part of a band
     slot = round_up(tiles * (blocks * step > columns ? blocks * step : columns), kLine) + kLine;
   }
   int64_t first_tile(int64_t number) const {  // of a band
