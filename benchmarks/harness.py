@@ -100,6 +100,27 @@ def seconds(
     return statistics.median(times)
 
 
+def interleaved(functions: dict, rounds: int = 5, budget: float = 0.0, warm_up: int = 1) -> dict:
+    """Seconds of each call, name -> list: the functions take turns, so that all meet the same disturbances. For the CPU.
+
+    Args:
+        functions: name -> function without arguments.
+        rounds: at least so many turns each.
+        budget: go on with further turns until so many seconds are over.
+    """
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    times, started = {name: [] for name in functions}, time.perf_counter()
+    while rounds > 0 or time.perf_counter() - started < budget:
+        rounds -= 1
+        for name, function in functions.items():
+            before = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - before)
+    return times
+
+
 def rotating(make: Callable[[], tuple], function: Callable, bytes_each: int, cache: int = 120 << 20) -> Callable:
     """function called on sets of operands in turn, so many (at most 16) that a cache of this size keeps none."""
     sets = [make() for _ in range(max(1, min(16, -(-cache // max(1, bytes_each)))))]
