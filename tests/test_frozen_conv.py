@@ -233,6 +233,38 @@ def test_same_bits_with_any_number_of_threads_and_any_memory(kind, dtype, size):
     assert all(same(forward, found[0][0]) and same(backward, found[0][1]) for forward, backward in found)
 
 
+# Threads alone or together by their number; a part of a band; bands of several samples in a group; two blocks of inputs.
+@pytest.mark.parametrize(
+    "size", [(2, 160, 96, 16, 16), (1, 8, 12, 5, 1100), (9, 24, 16, 20, 12), (1, 130, 260, 12, 9)], ids=str
+)
+def test_winograd_in_every_schedule(size):
+    layer = Layer("winograd", torch.float32, *size)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            check(layer, "forward")
+            check(layer, "backward")
+            found.append((layer.forward("native"), layer.backward("native")))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(forward, found[0][0]) and same(backward, found[0][1]) for forward, backward in found)
+
+
+def test_winograd_is_as_exact_as_the_direct_form_where_it_counts():
+    """Many channels: there the error is that of the sums, which Winograd's transforms hardly add to."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 512, 16, 12, generator=random).contiguous(memory_format=torch.channels_last)
+    weight = FrozenWeight(torch.randn(512, 512, 3, 3, generator=random) / 68, "winograd", torch.float32)
+    wanted = op.convolved_ref(x.double(), weight)
+    found = torch.empty_like(x)
+    op.frozen_conv_backward(x, weight, None, found, impl="native")
+    plain = op.convolved_ref(x, weight)
+    assert (found - wanted).norm() <= 1.5 * (plain - wanted).norm()
+    assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_without_a_convolution_y_may_be_x(dtype):
     layer = Layer("none", dtype, 2, 24, 24, 9, 10)
