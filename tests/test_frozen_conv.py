@@ -233,7 +233,7 @@ def test_same_bits_with_any_number_of_threads_and_any_memory(kind, dtype, size):
     assert all(same(forward, found[0][0]) and same(backward, found[0][1]) for forward, backward in found)
 
 
-# Threads alone or together by their number; a part of a band; bands of several samples in a group; two blocks of inputs.
+# Threads alone or together, by their number; a part of a band; bands of several samples; two blocks of inputs.
 @pytest.mark.parametrize(
     "size", [(2, 160, 96, 16, 16), (1, 8, 12, 5, 1100), (9, 24, 16, 20, 12), (1, 130, 260, 12, 9)], ids=str
 )
