@@ -87,7 +87,7 @@ class Layer:
         self.x = self.map(1 if "one_input" in self.has else n, inputs, h, w)
         # With the signs of the result: values around zero and beyond the clamp are there.
         self.y = self.map(1 if "one_input" in self.has else n, *self.result[1:])
-        self.styles = self.rows(n, inputs, "styles" if self.weight else "no convolution")
+        self.styles = self.rows(n, inputs, "none" if kind in ("none", "down") else "styles")
         n, c, height, width = self.result
         common = dict(
             d=self.rows(n, c, "d"), noise=None, strength=0.7, rgb_weight=None, rgb_styles=None,

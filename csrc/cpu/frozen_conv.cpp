@@ -228,7 +228,7 @@ void frozen_conv(const Tensor& x, const Operand& packed, int64_t code, const std
   const int64_t n = y.size(0), c = y.size(1), h = y.size(2), w = y.size(3);
   check_map(y, "y", {n, c, result_size(kind, x.size(2)), result_size(kind, x.size(3))}, dtype);
   FrozenConv p = convolution(kind, x, "x", packed, taps, n, c, h, w, dtype);
-  FASTINV_CHECK(kind != Kind::none || !styles, kOp, ": styles need a convolution");
+  FASTINV_CHECK(!styles || (kind != Kind::none && kind != Kind::down), kOp, ": this kind takes no styles");
   p.styles = static_cast<const float*>(rows(styles, "styles", n, p.inputs, p.styles_stride));
   TailForward t{};
   t.channels = c, t.height = h, t.width = w;

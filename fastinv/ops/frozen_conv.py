@@ -199,7 +199,7 @@ def frozen_conv(
         x: [N, I, h, w], or [1, I, h, w] for one input of all samples (then y says N).
         weight: a `FrozenWeight`; None for no convolution (then y may be x itself).
         y: [N, O, H, W], is overwritten.
-        styles: [N, I] or None for 1.
+        styles: [N, I] or None for 1; not for the kind "down", which is the adjoint of a layer.
         d: [N, O] or None for 1.  noise: [1 or N, 1, H, W] or None; strength its factor.  bias: [O] or None.
         rgb_weight, rgb_styles, rgb_bias: [3, O], [N, O], [3], or all None for a layer without a picture.
         picture: [N, 3, H, W], contiguous, is added to.  rgb: likewise, overwritten with this layer's clamped part; for
