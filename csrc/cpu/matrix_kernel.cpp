@@ -222,11 +222,11 @@ __attribute__((target("amx-tile,amx-bf16"))) void multiply_amx(const MatrixProdu
   for (int64_t panel = p.first_panel; panel < p.last_panel; ++panel) {
     const bfloat16* weights = static_cast<const bfloat16*>(p.b) + panel * p.taps * p.inner * kColumns;
     for (int64_t i = -(tiles % 2); i < tiles; i += 2) {
-      const int64_t first = i * height, second = i + 2 < tiles ? first + height : p.rows - height;
+      const int64_t first = i < 0 ? 0 : i * height, second = i + 2 < tiles ? first + height : p.rows - height;
       const bfloat16* rows[] = {a + first * p.a_stride, a + second * p.a_stride};
       float* c[] = {p.c + first * p.c_stride + panel * kColumns, p.c + second * p.c_stride + panel * kColumns};
       if (i < 0) {  // an odd number of tiles: the first one by itself
-        multiply_tiles<1>(p, rows + 1, weights, c + 1);
+        multiply_tiles<1>(p, rows, weights, c);
       } else {
         multiply_tiles<2>(p, rows, weights, c);
       }
