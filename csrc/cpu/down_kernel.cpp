@@ -8,6 +8,7 @@
 #include "frozen_conv.h"
 #include "lanes.h"
 #include "matrix.h"
+#include "rounding.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -27,12 +28,12 @@ struct Plan {
   int64_t samples;                     // at a time, together
   int64_t rows, columns;               // of a block of the result
   int64_t pixels;                      // of a product; its part of g and of the weights stays in L2
-  bool by_rows;                        // one product for each row of taps, for the same reason
   int64_t inner, panels, channels;     // of g; of the weights; of the result in whole panels
+  int64_t pixel;                       // elements from pixel to pixel of g
   int64_t g_bytes, c_bytes;            // of a block
 
-  FASTINV_INLINE int64_t even_size() const { return (rows + 1) * columns * inner; }
-  FASTINV_INLINE int64_t odd_size() const { return rows * columns * inner; }
+  FASTINV_INLINE int64_t even_size() const { return (rows + 1) * columns * pixel; }
+  FASTINV_INLINE int64_t odd_size() const { return rows * columns * pixel; }
 };
 
 template <class T>
@@ -41,10 +42,13 @@ Plan plan_of(const FrozenConv& p) {
   s.height = p.height / 2, s.width = p.width / 2;
   s.band = band_rows(s.height, s.width), s.bands = band_count(s.height, s.width);
   s.inner = matrix_inner<T>(p.inputs);
+  // Pixels that begin a power of two apart would compete for the same places of the first-level cache.
+  const int64_t line = 64 / int64_t(sizeof(T));
+  s.pixel = s.inner + (s.inner % (16 * line) == 0 ? line : 0);
   s.panels = quotient(p.outputs, matrix_columns());
   s.channels = s.panels * matrix_columns();
   s.together = s.height * s.width <= kTogether;
-  s.pixels = larger(64, smaller(256, 800000 / (3 * s.inner * int64_t(sizeof(T))) / 16 * 16));
+  s.pixels = larger(64, smaller(128, 130000 / (s.inner * int64_t(sizeof(T)))));
   s.samples = larger(1, smaller(p.samples, 4 * kTogether / larger(1, s.height * s.width)));
   s.rows = s.together ? s.height : smaller(s.height, s.band);
   s.columns = s.width;
@@ -54,48 +58,72 @@ Plan plan_of(const FrozenConv& p) {
     s.pixels = s.rows * s.columns;
   }
   s.g_bytes = aligned(3 * (s.even_size() + s.odd_size()) * int64_t(sizeof(T)));
-  s.by_rows = (2 * s.pixels + s.columns) * 3 * s.inner * int64_t(sizeof(T)) > 1000000;
   s.c_bytes = aligned(s.rows * s.columns * s.channels * 4);
   return s;
+}
+
+// A vector of which only the first `count` elements are in memory; a constant count makes the choice while compiling.
+template <class T>
+FASTINV_INLINE Lanes<float> load_some(const T* from, int64_t count) {
+  if (count == kLanes<T>) return load_lanes(from);
+  T some[kLanes<T>] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return load_lanes<T>(some);
+}
+template <class T>
+FASTINV_INLINE void store_some(T* to, Lanes<T> x, int64_t count) {
+  std::memcpy(to, &x, count * sizeof(T));
 }
 
 // Rows 2 i and, if odd is set, 2 i + 1 of g, in the columns that the block [first, first + columns) of the result
 // meets. x: rows 2 i - 2 to 2 i + 2, null outside of the map. even, odd: where row i of the first copy begins.
 template <bool with_odd, class T>
-void filter_rows(const T* const* x, const float* taps, int64_t width, int64_t inputs, int64_t inner, int64_t first,
-                 int64_t columns, T* even, int64_t even_size, T* odd, int64_t odd_size) {
+void filter_rows(const T* const* x, const T* coming, const float* taps, int64_t width, int64_t inputs, int64_t pixel,
+                 int64_t first, int64_t columns, T* even, int64_t even_size, T* odd, int64_t odd_size) {
   const float t0 = taps[3], t1 = taps[2], t2 = taps[1], t3 = taps[0];
   using V = Lanes<float>;
+  const bool unit = sizeof(T) == 2 && bfloat16_unit() != Bfloat16Unit::none;
+  bool all = true;
+  for (int i = 0; i < 4 + with_odd; ++i) all = all && x[i];
   const auto channels = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+    const bool new_line = coming && c * int64_t(sizeof(T)) % 64 == 0;
     const auto column = [&](int64_t at, V& upper, V& lower) __attribute__((always_inline)) {
       V v[5] = {};
       if (at >= 0 && at < width) {
-        for (int i = 0; i < 4 + with_odd; ++i) {
-          if (x[i]) v[i] = load_lanes(x[i] + at * inputs + c, count);
+        if (all) {
+          for (int i = 0; i < 4 + with_odd; ++i) v[i] = load_some(x[i] + at * inputs + c, count);
+        } else {
+          for (int i = 0; i < 4 + with_odd; ++i) {
+            if (x[i]) v[i] = load_some(x[i] + at * inputs + c, count);
+          }
+        }
+        if (new_line) {
+          __builtin_prefetch(coming + at * inputs + c, 0, 2);
+          __builtin_prefetch(coming + (width + at) * inputs + c, 0, 2);
         }
       }
       upper = v[0] * t0 + v[1] * t1 + v[2] * t2 + v[3] * t3;
       if constexpr (with_odd) lower = v[1] * t0 + v[2] * t1 + v[3] * t2 + v[4] * t3;
     };
     const auto sum = [&](const V* v) __attribute__((always_inline)) {
-      return narrowed<T>(v[0] * t0 + v[1] * t1 + v[2] * t2 + v[3] * t3);
+      return rounded<T>(unit, v[0] * t0 + v[1] * t1 + v[2] * t2 + v[3] * t3);
     };
     V a[5], b[5];  // vertical sums of five neighbouring columns, for the upper and the lower row
     for (int64_t j = 0; j < 3; ++j) column(2 * first + j - 2, a[j], b[j]);
     T *to_even = even + c, *to_odd = odd + c;
-    for (int64_t n = 0; n <= columns; ++n, to_even += inner, to_odd += inner) {
+    for (int64_t n = 0; n <= columns; ++n, to_even += pixel, to_odd += pixel) {
       column(2 * (first + n) + 1, a[3], b[3]);
       const Lanes<T> upper = sum(a), lower = with_odd ? sum(b) : Lanes<T>{};
       if (n > 0) {
-        store_stored(to_even + 2 * even_size - inner, upper, count);
-        if constexpr (with_odd) store_stored(to_odd + 2 * odd_size - inner, lower, count);
+        store_some(to_even + 2 * even_size - pixel, upper, count);
+        if constexpr (with_odd) store_some(to_odd + 2 * odd_size - pixel, lower, count);
       }
       if (n == columns) break;
-      store_stored(to_even, upper, count);
-      if constexpr (with_odd) store_stored(to_odd, lower, count);
+      store_some(to_even, upper, count);
+      if constexpr (with_odd) store_some(to_odd, lower, count);
       column(2 * (first + n) + 2, a[4], b[4]);
-      store_stored(to_even + even_size, sum(a + 1), count);
-      if constexpr (with_odd) store_stored(to_odd + odd_size, sum(b + 1), count);
+      store_some(to_even + even_size, sum(a + 1), count);
+      if constexpr (with_odd) store_some(to_odd + odd_size, sum(b + 1), count);
       for (int i = 0; i < 3; ++i) a[i] = a[i + 2], b[i] = b[i + 2];
     }
   };
@@ -109,7 +137,8 @@ template <class T>
 void filter_block(const FrozenConv& p, const Plan& s, int64_t sample, int64_t row, int64_t column, int64_t begin,
                   int64_t end, T* g) {
   const T* from = static_cast<const T*>(p.x) + sample * p.x_stride;
-  const int64_t step = s.columns * s.inner;  // a row of a copy
+  const int64_t step = s.columns * s.pixel;                                 // a row of a copy
+  const int64_t piece = larger(8, 3200 / (p.inputs * int64_t(sizeof(T))));  // columns whose rows of x stay in L1
   for (int64_t i = begin; i < end; ++i) {
     const T* x[5];
     for (int64_t j = 0; j < 5; ++j) {
@@ -123,12 +152,17 @@ void filter_block(const FrozenConv& p, const Plan& s, int64_t sample, int64_t ro
         if (i < s.rows) std::memset(odd + copy * s.odd_size(), 0, step * sizeof(T));
       }
     }
-    if (i < s.rows) {
-      filter_rows<true>(x, p.taps, p.width, p.inputs, s.inner, column, s.columns, even, s.even_size(), odd,
-                        s.odd_size());
-    } else {
-      filter_rows<false>(x, p.taps, p.width, p.inputs, s.inner, column, s.columns, even, s.even_size(), odd,
-                         s.odd_size());
+    const int64_t next = 2 * (row + i) + 3;
+    const T* coming = i < s.rows && next + 1 < p.height ? from + next * p.width * p.inputs : nullptr;
+    for (int64_t first = 0; first < s.columns; first += piece) {
+      const int64_t columns = smaller(piece, s.columns - first), at = first * s.pixel;
+      if (i < s.rows) {
+        filter_rows<true>(x, coming, p.taps, p.width, p.inputs, s.pixel, column + first, columns, even + at,
+                          s.even_size(), odd + at, s.odd_size());
+      } else {
+        filter_rows<false>(x, coming, p.taps, p.width, p.inputs, s.pixel, column + first, columns, even + at,
+                           s.even_size(), odd + at, s.odd_size());
+      }
     }
   }
 }
@@ -141,21 +175,18 @@ void multiply(const FrozenConv& p, const Plan& s, const T* g, float* c, int64_t 
   for (int64_t x = 0; x < 3; ++x) {
     offsets[x] = x * s.even_size();
     offsets[3 + x] = 3 * s.even_size() + x * s.odd_size();
-    offsets[6 + x] = offsets[x] + s.columns * s.inner;
+    offsets[6 + x] = offsets[x] + s.columns * s.pixel;
   }
-  const int64_t taps = s.by_rows ? 3 : kTaps, tap_size = s.inner * matrix_columns();
-  for (int64_t tap = 0; tap < kTaps; tap += taps) {
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      MatrixProduct q{};
-      q.a = g + begin * s.inner;
-      q.a_stride = q.inner = s.inner;
-      q.offsets = offsets + tap, q.taps = taps;
-      q.b = static_cast<const T*>(p.packed) + (panel * kTaps + tap) * tap_size;
-      q.c = c + begin * s.channels + panel * matrix_columns(), q.c_stride = s.channels;
-      q.rows = end - begin;
-      q.first_panel = 0, q.last_panel = 1, q.add = tap > 0;
-      matrix_multiply<T>(q);
-    }
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    MatrixProduct q{};
+    q.a = g + begin * s.pixel;
+    q.a_stride = s.pixel, q.inner = s.inner;
+    q.offsets = offsets, q.taps = kTaps;
+    q.b = p.packed;
+    q.c = c + begin * s.channels, q.c_stride = s.channels;
+    q.rows = end - begin;
+    q.first_panel = panel, q.last_panel = panel + 1;
+    matrix_multiply<T>(q);
   }
 }
 
