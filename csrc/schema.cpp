@@ -28,6 +28,9 @@ STABLE_TORCH_LIBRARY(fastinv, m) {
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, "
       "int pad_y1, bool flip_filter, float gain) -> Tensor");
+  m.def(
+      "upfirdn2d_out(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int "
+      "pad_y0, int pad_y1, bool flip_filter, float gain, Tensor(a!) out) -> ()");
   m.def("bias_act(Tensor x, Tensor? b, int dim, int act, float alpha, float gain, float clamp) -> Tensor");
   m.def(
       "bias_act_backward(Tensor dy, Tensor saved, Tensor? b, int dim, int act, float alpha, float gain, float clamp, "

@@ -205,3 +205,21 @@ def test_prepared_bfloat16_is_as_close_as_the_training_path(golden):
         plain = G.synthesis(w_plus, dtype=torch.bfloat16)
         fast = G.prepare(torch.bfloat16).synthesis(w_plus)
     assert float((fast - exact).norm()) <= 2 * float((plain - exact).norm())
+
+
+@pytest.mark.parametrize("architecture", ("skip", "resnet"))
+def test_layers_as_one_op_give_the_same_pictures_and_gradients(architecture):
+    """`once`, which training takes where it needs no second derivative."""
+    G = Generator(16, 8, 8, channels={4: 6, 8: 5, 16: 4}, architecture=architecture).double().train()
+    for name, parameter in G.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.3)
+    w_plus, results = torch.randn(2, G.num_ws, 8, dtype=torch.float64), []
+    for once in (False, True):
+        G.zero_grad()
+        torch.manual_seed(0)
+        images = G.synthesis(w_plus, noise="random", once=once)
+        (images * torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)).sum().backward()
+        results.append([images.detach(), *(p.grad for p in G.synthesis.parameters())])
+    for composed, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, composed, rtol=1e-9, atol=1e-11)

@@ -6,6 +6,7 @@ from functools import partial
 import ops_contract as contract
 import pytest
 import torch
+from conv_contract import native as needs_native
 
 from fastinv import ops
 from fastinv.errors import NativeUnavailableError, UsageError
@@ -102,6 +103,9 @@ def test_opcheck(channels_last):
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     arguments = (x.requires_grad_(True), F4, 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0)
     torch.library.opcheck(torch.ops.fastinv.upfirdn2d.default, arguments)
+    x, *others = arguments
+    arguments = (x.detach(), *others, torch.ops.fastinv.upfirdn2d(*arguments).detach())
+    torch.library.opcheck(torch.ops.fastinv.upfirdn2d_out.default, arguments)
 
 
 def test_compile():
@@ -195,3 +199,56 @@ def test_wrong_impl_and_wrong_filters():
         ops.setup_filter([1, -1])
     with pytest.raises(UsageError, match="f must be a number"):
         ops.setup_filter([])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("channels", (16, 37, 64, 100))
+@pytest.mark.parametrize("up, down, padding", ((1, 1, (2, 1, 2, 1)), (2, 1, (2, 1, 1, 2)), (1, 2, (1, 1, -1, 2))))
+def test_columns_kept_in_registers(up, down, padding, channels, dtype):
+    """channels_last pictures and four taps: whole, overlapping and single vectors of channels, every width."""
+    f = ops.setup_filter([1, 3, 2, -1])
+    bound = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}[dtype]
+    for width in range(2, 9):
+        x = torch.randn(2, channels, 7, width).to(dtype).contiguous(memory_format=torch.channels_last)
+        expected = ops.upfirdn2d_ref(x.double(), f, up, down, padding, gain=1.5)
+        actual = ops.upfirdn2d(x, f, up, down, padding, gain=1.5, impl="native")
+        assert actual.is_contiguous(memory_format=torch.channels_last)
+        assert float((actual - expected).abs().max()) <= bound * float(expected.abs().max())
+
+
+@needs_native
+@pytest.mark.parametrize("width", (4, 31, 32, 33, 66, 127))
+def test_every_second_column_of_rows(width):
+    x, f = torch.randn(2, 3, 9, width), ops.setup_filter([1, 3, 2, -1])
+    torch.testing.assert_close(
+        ops.upfirdn2d(x, f, down=2, padding=1, impl="native").double(),
+        ops.upfirdn2d_ref(x.double(), f, down=2, padding=1), rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("impl", ("ref", pytest.param("native", marks=needs_native)))
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
+def test_out(impl, memory_format):
+    x, f = torch.randn(2, 20, 8, 6).contiguous(memory_format=memory_format), ops.setup_filter([1, 3, 3, 1])
+    expected = ops.upfirdn2d(x, f, up=2, padding=(2, 1), impl=impl)
+    out = torch.full_like(expected, torch.nan)
+    assert ops.upfirdn2d(x, f, up=2, padding=(2, 1), impl=impl, out=out) is out
+    assert torch.equal(out, expected)
+
+
+def test_out_is_checked():
+    x, f = torch.randn(1, 4, 8, 8), ops.setup_filter([1, 3, 3, 1])
+
+    def refused(match, out, x=x):
+        with pytest.raises(UsageError, match=match):
+            ops.upfirdn2d(x, f, padding=(2, 1, 2, 1), out=out)
+
+    refused("without autograd", torch.empty(1, 4, 8, 8), x.clone().requires_grad_())
+    refused("out must be torch.float32", torch.empty(1, 4, 8, 9))
+    refused("out must be torch.float32", torch.empty(1, 4, 8, 8, dtype=torch.float64))
+    refused("dense in the memory format", torch.empty(1, 4, 8, 8).contiguous(memory_format=torch.channels_last))
+    refused("must not overlap", x)
+    refused("must not overlap", x.view(4, 1, 8, 8).view(1, 4, 8, 8))
+    with torch.no_grad():
+        ops.upfirdn2d(x.clone().requires_grad_(), f, padding=(2, 1, 2, 1), out=torch.empty(1, 4, 8, 8))

@@ -151,7 +151,8 @@ Resampling plan_resampling(const std::optional<Tensor>& filter, int64_t kernel_y
     }
     if (down > 1) plan.after.push_back({true, 1, down, {0, 0, 0, 0}, 1.0});
   } else if (down > 1) {
-    plan.before = Fir{true, 1, pointwise ? down : 1, {x0, x1, y0, y1}, 1.0};
+    const bool nothing = !pointwise && !filter && x0 == 0 && x1 == 0 && y0 == 0 && y1 == 0;
+    if (!nothing) plan.before = Fir{true, 1, pointwise ? down : 1, {x0, x1, y0, y1}, 1.0};
     if (!pointwise) plan.stride = down;
   } else if (x0 == x1 && y0 == y1 && x0 >= 0 && y0 >= 0) {
     plan.crop_x = x0, plan.crop_y = y0;

@@ -104,8 +104,10 @@ void run(const T* input, T* output, int64_t images, int64_t channels, const Axis
   });
 }
 
-Tensor upfirdn2d(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
-                 int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter, double gain) {
+// Into `out` if it is given, else into a new tensor.
+Tensor filtered(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter, double gain,
+                const Tensor* out) {
   FASTINV_CHECK(x_any.dim() == 4, "upfirdn2d: x must be [N, C, H, W], got ", x_any.dim(), " dimensions");
   FASTINV_CHECK(f_any.scalar_type() == ScalarType::Float && (f_any.dim() == 1 || f_any.dim() == 2) && f_any.numel() > 0,
                 "upfirdn2d: f must be a non-empty 1-D or 2-D float32 tensor");
@@ -122,7 +124,15 @@ Tensor upfirdn2d(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t
   const int64_t out_h = floor_divide(in_h * up_y + pad_y0 + pad_y1 - height, down_y) + 1;
   FASTINV_CHECK(out_w >= 1 && out_h >= 1, "upfirdn2d: padding leaves no output for x of ", in_h, " x ", in_w,
                 " and a filter of ", height, " x ", width);
-  Tensor y = empty({n, channels, out_h, out_w}, x.scalar_type(), channels_last);
+  if (out) {
+    FASTINV_CHECK(out->dim() == 4 && out->size(0) == n && out->size(1) == channels && out->size(2) == out_h &&
+                      out->size(3) == out_w && out->scalar_type() == x.scalar_type() && out->is_cpu(),
+                  "upfirdn2d: out must be [", n, ", ", channels, ", ", out_h, ", ", out_w, "] of the dtype of x");
+    FASTINV_CHECK(
+        channels_last ? is_channels_last(*out) || (out_h * out_w == 1 && out->is_contiguous()) : out->is_contiguous(),
+        "upfirdn2d: out must be dense in the layout of x");
+  }
+  Tensor y = out ? *out : empty({n, channels, out_h, out_w}, x.scalar_type(), channels_last);
   if (n * channels == 0) return y;
 
   // Correlation needs the flipped filter; the gain is applied in the precision of the filter, split over 1-D passes.
@@ -139,7 +149,21 @@ Tensor upfirdn2d(const Tensor& x_any, const Tensor& f_any, int64_t up_x, int64_t
   return y;
 }
 
+Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                 int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter, double gain) {
+  return filtered(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain, nullptr);
+}
+
+void upfirdn2d_out(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                   int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter, double gain,
+                   const Tensor& out) {
+  filtered(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain, &out);
+}
+
 }  // namespace
 }  // namespace fastinv
 
-STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d)); }
+STABLE_TORCH_LIBRARY_IMPL(fastinv, CPU, m) {
+  m.impl("upfirdn2d", TORCH_BOX(&fastinv::upfirdn2d));
+  m.impl("upfirdn2d_out", TORCH_BOX(&fastinv::upfirdn2d_out));
+}

@@ -4,6 +4,7 @@
 // rows go several at a time, so that what was just stored is not at once loaded again at another offset (a
 // store-forwarding stall).
 #include "upfirdn2d.h"
+#include "upfirdn2d_lanes.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -130,7 +131,9 @@ inline void horizontal(Out* out, const C* line, int64_t column_begin, const Upfi
       if (n <= 0) continue;
       Out* to = out + done * x.phases + phase;
       const C* from = line + x.first[phase] + done * x.step - column_begin;
-      if (x.phases == 1 && x.step == 2) {
+      if (!add && x.phases == 1 && x.step == 2 && x.count[0] == 4) {
+        every_second(to, from, weight, n);
+      } else if (x.phases == 1 && x.step == 2) {
         filter<add>(to, 1, from, 2, 1, weight + phase * x.taps, x.count[phase], n);
       } else {
         filter<add>(to, x.phases, from, x.step, 1, weight + phase * x.taps, x.count[phase], n);
@@ -236,16 +239,42 @@ inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_
   }
 }
 
+// The same by `row_of_pixels`, but for the rows at the upper and lower border.
+template <class T, Sampling sampling>
+void rows_of_pixels(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
+  const int64_t row_size = p.x.size * p.channels;
+  for (int64_t index = begin; index < end; ++index) {
+    const RowSpan span = span_of(p.y, index);
+    if (span.taps < RowOfPixels<T, sampling, 1>::kTaps) {
+      rows(p, index, index + 1, scratch);
+      continue;
+    }
+    row_of_pixels<T, sampling>(p, p.input + (span.image * p.y.size + span.first) * row_size, p.column + span.weights,
+                               p.output + index * p.x.out * p.channels);
+  }
+}
+
+template <class T>
+void rows_of_any(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
+  if (p.separable && p.channels >= kLanes<T>) {
+    const Sampling x = sampling_of(p.x), y = sampling_of(p.y);
+    if (x == y && x == Sampling::same) return rows_of_pixels<T, Sampling::same>(p, begin, end, scratch);
+    if (x == y && x == Sampling::up2) return rows_of_pixels<T, Sampling::up2>(p, begin, end, scratch);
+    if (x == y && x == Sampling::down2) return rows_of_pixels<T, Sampling::down2>(p, begin, end, scratch);
+  }
+  rows(p, begin, end, scratch);
+}
+
 }  // namespace
 
 void upfirdn2d_rows(const UpfirdnParams<float>& p, int64_t begin, int64_t end, float* scratch) {
-  rows(p, begin, end, scratch);
+  rows_of_any(p, begin, end, scratch);
 }
 void upfirdn2d_rows(const UpfirdnParams<double>& p, int64_t begin, int64_t end, double* scratch) {
-  rows(p, begin, end, scratch);
+  rows_of_any(p, begin, end, scratch);
 }
 void upfirdn2d_rows(const UpfirdnParams<bfloat16>& p, int64_t begin, int64_t end, float* scratch) {
-  rows(p, begin, end, scratch);
+  rows_of_any(p, begin, end, scratch);
 }
 
 }  // namespace fastinv::FASTINV_ISA

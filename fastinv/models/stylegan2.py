@@ -106,13 +106,15 @@ class SynthesisLayer(nn.Module):
             return torch.randn(shape, dtype=self.noise_const.dtype, device=self.noise_const.device)
         return self.noise_const if noise == "const" else None
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, noise="const", gain: float = 1.0) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, w: torch.Tensor, noise="const", gain: float = 1.0, once: bool = False
+    ) -> torch.Tensor:
         styles = self.affine(w)
         noise = self.noise_map(noise, len(x))
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         gain = activation_gain("lrelu") * gain
         resample_filter = self.resample_filter.float()
-        if self.weight_sumsq is not None:
+        if once or self.weight_sumsq is not None:
             return styled_conv(
                 x, self.weight, styles, self.bias, noise, self.noise_strength, up=self.up,
                 resample_filter=resample_filter, gain=gain, clamp=clamp, weight_sumsq=self.weight_sumsq,
@@ -166,15 +168,16 @@ class SynthesisBlock(nn.Module):
             )
         self.num_conv = 1 if self.first else 2
 
-    def forward(self, x, image, ws, noise: dict, name: str, dtype):
+    def forward(self, x, image, ws, noise: dict, name: str, dtype, once: bool = False):
         """One block. ws [N, num_conv + 1, w_dim]; noise maps layer names to a mode or a map."""
         if self.first:
             x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            x = self.conv1(x, ws[:, 0], noise[f"{name}.conv1"])
+            x = self.conv1(x, ws[:, 0], noise[f"{name}.conv1"], once=once)
         else:
             residual = self.skip(x, gain=math.sqrt(0.5)) if self.architecture == "resnet" else None
-            x = self.conv0(x, ws[:, 0], noise[f"{name}.conv0"])
-            x = self.conv1(x, ws[:, 1], noise[f"{name}.conv1"], gain=1.0 if residual is None else math.sqrt(0.5))
+            x = self.conv0(x, ws[:, 0], noise[f"{name}.conv0"], once=once)
+            gain = 1.0 if residual is None else math.sqrt(0.5)
+            x = self.conv1(x, ws[:, 1], noise[f"{name}.conv1"], gain, once)
             x = x if residual is None else residual + x
         if image is not None:
             image = upsample2d(image, self.resample_filter.float())
@@ -244,6 +247,7 @@ class SynthesisNetwork(nn.Module):
         noise="const",
         resolution: int | None = None,
         dtype: torch.dtype | None = None,
+        once: bool = False,
     ) -> torch.Tensor:
         """Synthesise pictures.
 
@@ -255,6 +259,7 @@ class SynthesisNetwork(nn.Module):
             resolution: stop at this block (skip architecture only) and return its smaller picture; progressive
                 training uses it.
             dtype: arithmetic of the feature maps, for mixed precision; None takes the generator's own.
+            once: only first derivatives will be asked for; each layer is then one op (`styled_conv`), which is faster.
 
         Returns:
             [N, 3, R, R], RGB, nominally in [-1, 1] (values may go beyond), float32 at least.
@@ -270,7 +275,7 @@ class SynthesisNetwork(nn.Module):
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
             ws = w_plus[:, first_w : first_w + block.num_conv + 1]
-            x, image = block(x, image, ws, noise, f"b{r}", dtype)
+            x, image = block(x, image, ws, noise, f"b{r}", dtype, once)
             first_w += block.num_conv
             if r == resolution:
                 break

@@ -40,6 +40,13 @@ def conv2d_resample(
     if _dispatch.choose(OP, impl, x, *native_checks(x, w, f)) == "ref":
         return conv2d_resample_ref(x, w, f, up, down, padding, groups, flip_weight, flip_filter)
     padding = list(parse_padding(OP, padding))
+    if f is not None and up == 1 < down and torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        # An op of its own, whose result is kept for the gradient of w instead of being made again.
+        steps = plan(f, w.shape[2:], up, down, padding)
+        (fir,) = steps.before
+        x = _fir(x, f, fir.up, fir.down, fir.padding, flip_filter, fir.gain)
+        f, down = None, steps.stride
+        padding = [-((2 - down) // 2), -((1 - down) // 2)] * 2  # what a plan without filter takes off again
     return torch.ops.fastinv.conv2d_resample(x, w.to(x.dtype), f, up, down, padding, groups, flip_weight, flip_filter)
 
 
@@ -113,7 +120,8 @@ def plan(f, kernel, up: int, down: int, padding) -> Plan:
     if down > 1:
         if pointwise:
             return Plan([Fir(down=down, padding=pad)], False, 1, (0, 0), [])
-        return Plan([Fir(padding=pad)], False, down, (0, 0), [])
+        before = [] if f is None and not any(pad) else [Fir(padding=pad)]
+        return Plan(before, False, down, (0, 0), [])
     if x0 == x1 >= 0 and y0 == y1 >= 0:
         return Plan([], False, 1, (y0, x0), [])
     return Plan([Fir(filtered=False, padding=pad)], False, 1, (0, 0), [])

@@ -153,6 +153,7 @@ def _backward(ctx, dy):
     With u the convolution of x * s: y = u * d + noise, so the gradient of d is sum(dy * (y - noise)) / d.
     """
     x, weight, styles, noise, f, weight_sumsq, y = ctx.saved_tensors
+    dy = dy.contiguous(memory_format=_layout.memory_format(x))  # a picture's gradient comes in another layout
     need_x, need_weight, need_styles, need_noise = ctx.needs_input_grad[:4]
     scale, dot = torch.ops.fastinv.modulated_conv2d_scale, torch.ops.fastinv.modulated_conv2d_dot
     dweight = dstyles = dnoise = None

@@ -133,6 +133,8 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1.0,
     impl: str = "auto",
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Upsample (zero insertion), pad, filter and downsample a batch of pictures; differentiable any number of times.
 
@@ -144,25 +146,52 @@ def upfirdn2d(
         flip_filter: False is convolution, True is correlation.
         gain: over-all gain for signal magnitude.
         impl: "auto", "native" (an error says why if it cannot) or "ref".
+        out: memory for the result, of its shape, dtype and memory format and apart from that of x: without autograd.
 
     Returns:
-        [N, C, (H*up + pads - height) // down + 1, (W*up + pads - width) // down + 1], dtype and memory format of x.
+        [N, C, (H*up + pads - height) // down + 1, (W*up + pads - width) // down + 1], dtype and memory format of x;
+        ``out`` itself if that was given.
     """
     _check("upfirdn2d", x, f, gain)
     f_needs_gradient = f is not None and f.requires_grad
     how = _dispatch.choose("upfirdn2d", impl, x, (not f_needs_gradient, "the filter needs a gradient"))
-    if how == "ref":
+    if how == "ref" and out is None:
         return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
     up_x, up_y = parse_scaling("upfirdn2d", "up", up)
     down_x, down_y = parse_scaling("upfirdn2d", "down", down)
     pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding("upfirdn2d", padding)
     width, height = filter_size("upfirdn2d", f)
-    output_size("upfirdn2d", x.shape[3], up_x, down_x, pad_x0, pad_x1, width)
-    output_size("upfirdn2d", x.shape[2], up_y, down_y, pad_y0, pad_y1, height)
+    out_w = output_size("upfirdn2d", x.shape[3], up_x, down_x, pad_x0, pad_x1, width)
+    out_h = output_size("upfirdn2d", x.shape[2], up_y, down_y, pad_y0, pad_y1, height)
+    if out is not None:
+        _check_out(x, f, out, [x.shape[0], x.shape[1], out_h, out_w])
+        if how == "ref":
+            return out.copy_(upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain))
     if f is None:
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
     scaling = (up_x, up_y, down_x, down_y)
-    return torch.ops.fastinv.upfirdn2d(x, f, *scaling, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, float(gain))
+    settings = (*scaling, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, float(gain))
+    if out is None:
+        return torch.ops.fastinv.upfirdn2d(x, f, *settings)
+    torch.ops.fastinv.upfirdn2d_out(x, f, *settings, out)
+    return out
+
+
+def _check_out(x: torch.Tensor, f: torch.Tensor | None, out: torch.Tensor, shape: list[int]) -> None:
+    tensors = [tensor for tensor in (x, f, out) if isinstance(tensor, torch.Tensor)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise UsageError("upfirdn2d: out is for use without autograd; leave it out, or call under torch.no_grad()")
+    if not isinstance(out, torch.Tensor) or list(out.shape) != shape or (out.dtype, out.device) != (x.dtype, x.device):
+        found = f"{out.dtype} {list(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise UsageError(f"upfirdn2d: out must be {x.dtype} {shape} on {x.device}, got {found}")
+    if not out.is_contiguous(memory_format=_layout.memory_format(x)):
+        raise UsageError("upfirdn2d: out must be dense in the memory format of x")
+    if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        first, last = out.data_ptr(), out.data_ptr() + out.numel() * out.element_size()
+        # Bytes from the first to the last element of x, whatever its strides.
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        if first < x.data_ptr() + extent * x.element_size() and x.data_ptr() < last:
+            raise UsageError("upfirdn2d: out must not overlap x")
 
 
 def upfirdn2d_ref(
@@ -248,9 +277,17 @@ def _backward(ctx, dy):
     return torch.ops.fastinv.upfirdn2d(dy, f, *settings), *[None] * 11
 
 
+def _out_by_copy(*arguments):
+    *arguments, out = arguments
+    out.copy_(torch.ops.fastinv.upfirdn2d(*arguments))
+
+
 if "upfirdn2d" in _dispatch.KERNELS:  # not so without the library, or with an older build of it
     torch.library.register_fake("fastinv::upfirdn2d", _fake)
     torch.library.register_autograd("fastinv::upfirdn2d", _backward, setup_context=_setup_context)
+    torch.library.register_fake("fastinv::upfirdn2d_out", lambda *arguments: None)
+    for _device in ("cpu", "cuda"):  # where there is no kernel of its own
+        _dispatch.register_composed("upfirdn2d_out", _device, _out_by_copy, "upfirdn2d")
 
 
 def filter2d(

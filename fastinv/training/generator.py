@@ -111,7 +111,7 @@ class Trainer:
         self.set_learning_rates(kimg)
         real, z, details = self.source.batch(batch, resolution, details=options.paired_details > 0)
         w_plus, mixed = self.mix_styles(z)
-        fake = self.G.synthesis(w_plus, noise="random", resolution=resolution, dtype=self.dtype)
+        fake = self.G.synthesis(w_plus, noise="random", resolution=resolution, dtype=self.dtype, once=True)
         adversarial = kimg >= options.paired_only
         loss = 0.0
         if adversarial:
