@@ -1,5 +1,8 @@
 // The ends of LPIPS's stages, window of 2x2 pixels by window, so that the second look at the features finds them in the
 // first-level cache.
+#include <type_traits>
+
+#include "lanes.h"
 #include "perceptual.h"
 
 namespace fastinv::FASTINV_ISA {
@@ -26,65 +29,68 @@ Window window_at(int64_t sample, int64_t row, int64_t column, int64_t height, in
   return window;
 }
 
+// body(c, count) for the channels, as many as there are lanes at a time.
+template <class T, class Body>
+FASTINV_INLINE void over_channels(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, std::integral_constant<int64_t, kLanes<T>>());
+  if (c < channels) body(c, channels - c);
+}
+
 // h of a window, from u where there is a bias, and its squared lengths.
 template <class T>
-void activate(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> (&squares)[4]) {
+FASTINV_INLINE void activate(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> (&squares)[4]) {
   using C = compute_t<T>;
-  const int64_t channels = p.channels;
-  const C* bias = p.bias;
   for (int i = 0; i < 4; ++i) {
-    const T* u = p.u + window.pixel[i] * channels;
-    T* h = p.h + window.pixel[i] * channels;
-    C sum = 0;
-    if (bias == nullptr) {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t c = 0; c < channels; ++c) sum += load(h[c]) * load(h[c]);
-      squares[i] = sum;
-      continue;
-    }
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < channels; ++c) {
-      const C value = load(u[c]) + bias[c];
-      store(h[c], value < C(0) ? C(0) : value);  // a NaN stays one
-      sum += load(h[c]) * load(h[c]);
-    }
-    squares[i] = sum;
+    const T* u = p.u + window.pixel[i] * p.channels;
+    T* h = p.h + window.pixel[i] * p.channels;
+    Lanes<C> sum{};
+    over_channels<T>(p.channels, [&](int64_t c, auto count) {
+      if (p.bias != nullptr) {
+        const Lanes<C> value = load_lanes(u + c, count) + load_lanes(p.bias + c, count);
+        store_stored(h + c, narrowed<T>(value < C(0) ? Lanes<C>{} : value), count);  // a NaN stays one
+      }
+      const Lanes<C> value = load_lanes(h + c, count);
+      sum += value * value;
+    });
+    squares[i] = sum_of_lanes<C>(sum);
   }
 }
 
-// The larger one, or the NaN if there is one.
-template <class C>
-C larger(C a, C b) {
-  return b > a || b != b ? b : a;
+// The larger ones, or the NaN if there is one.
+template <class V>
+FASTINV_INLINE V larger(V a, V b) {
+  return (b > a) | (b != b) ? b : a;
 }
 
 template <class T>
-void pool(const PerceptualStageParams<T>& p, const Window& window) {
-  const int64_t channels = p.channels;
-  const T *a = p.h + window.pixel[0] * channels, *b = p.h + window.pixel[1] * channels;
-  const T *c = p.h + window.pixel[2] * channels, *d = p.h + window.pixel[3] * channels;
-  T* out = p.pooled + window.pooled * channels;
-#pragma omp simd
-  for (int64_t i = 0; i < channels; ++i) {
-    store(out[i], larger(larger(larger(load(a[i]), load(b[i])), load(c[i])), load(d[i])));
-  }
+FASTINV_INLINE void pool(const PerceptualStageParams<T>& p, const Window& window) {
+  const T *a = p.h + window.pixel[0] * p.channels, *b = p.h + window.pixel[1] * p.channels;
+  const T *c = p.h + window.pixel[2] * p.channels, *d = p.h + window.pixel[3] * p.channels;
+  T* out = p.pooled + window.pooled * p.channels;
+  over_channels<T>(p.channels, [&](int64_t i, auto count) {
+    const auto first = larger(load_lanes(a + i, count), load_lanes(b + i, count));
+    const auto most = larger(larger(first, load_lanes(c + i, count)), load_lanes(d + i, count));
+    store_stored(out + i, narrowed<T>(most), count);
+  });
 }
 
 // The weighted distance of a pixel; sets its slope.
 template <class T>
-compute_t<T> distance(const PerceptualStageParams<T>& p, int64_t pixel, compute_t<T> norm, compute_t<T> inverse) {
+FASTINV_INLINE compute_t<T> distance(const PerceptualStageParams<T>& p, int64_t pixel, compute_t<T> norm,
+                                     compute_t<T> inverse) {
   using C = compute_t<T>;
-  const int64_t channels = p.channels;
-  const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
-  const C* head = p.head;
+  const T *h = p.h + pixel * p.channels, *target = p.target + pixel * p.channels;
   const C ratio = p.target_inverse[pixel] / inverse;  // 1 for the target itself, which is then at distance 0 exactly
-  C sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-  for (int64_t c = 0; c < channels; ++c) {
-    const C difference = (load(h[c]) - load(target[c]) * ratio) * inverse;
-    sum += head[c] * difference * difference;
-    dot += head[c] * difference * load(h[c]);
-  }
+  Lanes<C> sums{}, dots{};
+  over_channels<T>(p.channels, [&](int64_t c, auto count) {
+    const Lanes<C> value = load_lanes(h + c, count);
+    const Lanes<C> difference = (value - load_lanes(target + c, count) * ratio) * inverse;
+    const Lanes<C> weighted = load_lanes(p.head + c, count) * difference;
+    sums += weighted * difference;
+    dots += weighted * value;
+  });
+  const C sum = sum_of_lanes<C>(sums), dot = sum_of_lanes<C>(dots);
   p.slope[pixel] = norm == C(0) ? C(0) : C(2) * dot * inverse * inverse / norm;
   return p.pixel_weight == nullptr ? sum : sum * p.pixel_weight[pixel];
 }
@@ -114,7 +120,7 @@ void stage(const PerceptualStageParams<T>& p, int64_t begin, int64_t end) {
 // The gradient of pixel i of a window. With `pooled` it takes the pooling's gradient where it is above the pixels
 // before it and not below those behind it.
 template <int i, bool pooled, class T>
-void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> grad_value) {
+FASTINV_INLINE void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, compute_t<T> grad_value) {
   using C = compute_t<T>;
   constexpr int x = i == 0 ? 1 : 0, y = i <= 1 ? 2 : 1, z = i <= 2 ? 3 : 2;  // the other pixels, in order
   const int64_t pixel = window.pixel[i], channels = p.channels;
@@ -124,22 +130,19 @@ void pixel_backward(const PerceptualStageParams<T>& p, const Window& window, com
   const T *h = p.h + pixel * channels, *target = p.target + pixel * channels;
   const T *hx = p.h + window.pixel[x] * channels, *hy = p.h + window.pixel[y] * channels;
   const T* hz = p.h + window.pixel[z] * channels;
-  const T* from_pool = pooled ? p.grad_pooled + window.pooled * channels : h;
-  const C* head = p.head;
   T* grad = p.grad + pixel * channels;
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    const C value = load(h[c]), difference = (value - load(target[c]) * ratio) * inverse;
-    C sum = head[c] * difference * direct - value * slope;
+  over_channels<T>(channels, [&](int64_t c, auto count) {
+    const Lanes<C> none{}, value = load_lanes(h + c, count);
+    const Lanes<C> difference = (value - load_lanes(target + c, count) * ratio) * inverse;
+    Lanes<C> sum = load_lanes(p.head + c, count) * difference * direct - value * slope;
     if constexpr (pooled) {
-      C share = load(from_pool[c]);
-      share = (x < i ? value > load(hx[c]) : value >= load(hx[c])) ? share : C(0);
-      share = (y < i ? value > load(hy[c]) : value >= load(hy[c])) ? share : C(0);
-      share = (z < i ? value > load(hz[c]) : value >= load(hz[c])) ? share : C(0);
-      sum += share;
+      const Lanes<C> a = load_lanes(hx + c, count), b = load_lanes(hy + c, count), d = load_lanes(hz + c, count);
+      const auto above = (x < i ? value > a : value >= a) & (y < i ? value > b : value >= b);
+      const auto largest = above & (z < i ? value > d : value >= d);
+      sum += largest ? load_lanes(p.grad_pooled + window.pooled * channels + c, count) : none;
     }
-    store(grad[c], value <= C(0) ? C(0) : sum);
-  }
+    store_stored(grad + c, narrowed<T>(value <= C(0) ? none : sum), count);
+  });
 }
 
 template <bool pooled, class T>
