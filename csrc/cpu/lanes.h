@@ -55,37 +55,36 @@ FASTINV_INLINE Lanes<T> narrowed(Lanes<compute_t<T>> x) {
 }
 
 template <class T>
-FASTINV_INLINE Lanes<T> load_stored(const T* from, int64_t count) {
+FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from) {
   Lanes<T> x;
-  if (count == kLanes<T>) {
-    std::memcpy(&x, from, sizeof x);
-  } else {
-    T some[kLanes<T>] = {};
-    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-    std::memcpy(&x, some, sizeof x);
-  }
-  return x;
-}
-
-// The first `count` lanes from memory, zeros in the others; a constant count makes the choice while compiling.
-template <class T>
-FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from, int64_t count = kLanes<T>) {
+  std::memcpy(&x, from, sizeof x);
   if constexpr (sizeof(T) == 2) {
-    return widened(load_stored(from, count));
+    return widened(x);
   } else {
-    return load_stored(from, count);
+    return x;
   }
 }
 
 template <class T>
-FASTINV_INLINE void store_stored(T* to, Lanes<T> x, int64_t count = kLanes<T>) {
-  if (count == kLanes<T>) {
-    std::memcpy(to, &x, sizeof x);
-  } else {
-    T some[kLanes<T>];
-    std::memcpy(some, &x, sizeof x);
-    for (int64_t i = 0; i < count; ++i) to[i] = some[i];
-  }
+FASTINV_INLINE void store_stored(T* to, Lanes<T> x) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+FASTINV_INLINE Lanes<float> magnitude(Lanes<float> x) {
+  return (Lanes<float>)((LanesOf<bfloat16>::wide)x & 0x7fffffffu);
+}
+FASTINV_INLINE Lanes<double> magnitude(Lanes<double> x) { return x < 0 ? -x : x; }
+
+// totals[i] += x[i] for all lanes
+FASTINV_INLINE void add_lanes(double* totals, Lanes<double> x) {
+  store_stored(totals, load_lanes(totals) + x);
+}
+FASTINV_INLINE void add_lanes(double* totals, Lanes<float> x) {
+  typedef float Half __attribute__((vector_size(kLaneBytes / 2)));
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  add_lanes(totals, __builtin_convertvector(halves[0], Lanes<double>));
+  add_lanes(totals + kLanes<double>, __builtin_convertvector(halves[1], Lanes<double>));
 }
 
 template <class C>
@@ -93,14 +92,42 @@ FASTINV_INLINE Lanes<C> lanes_of(C value) {
   return value - Lanes<C>{};
 }
 
+// Four numbers of type C at a time, for what remains of vectors after their halves were added up.
+template <class C>
+struct FourOf {
+  typedef C type __attribute__((vector_size(4 * sizeof(C))));
+};
+template <class C>
+using Four = typename FourOf<C>::type;
+
+// The sums of the lanes of four vectors.
+template <class C>
+FASTINV_INLINE void sums_of_lanes(const Lanes<C>* x, Four<C>& sums) {
+  constexpr int64_t pieces = LanesOf<C>::count / 4;
+  C all[4][4] __attribute__((aligned(16)));
+  if constexpr (pieces == 0) {
+    for (int p = 0; p < 4; ++p) {
+      for (int i = 0; i < 4; ++i) all[i][p] = i < LanesOf<C>::count ? x[p][i % LanesOf<C>::count] : C(0);
+    }
+  } else {
+    for (int p = 0; p < 4; ++p) {
+      Four<C> parts[pieces > 0 ? pieces : 1];
+      std::memcpy(parts, &x[p], sizeof x[p]);
+      for (int64_t i = 1; i < pieces; ++i) parts[0] += parts[i];
+      for (int i = 0; i < 4; ++i) all[i][p] = parts[0][i];
+    }
+  }
+  Four<C> rows[4];
+  std::memcpy(rows, all, sizeof rows);
+  sums = (rows[0] + rows[1]) + (rows[2] + rows[3]);
+}
+
 template <class C>
 FASTINV_INLINE C sum_of_lanes(Lanes<C> x) {
-  C parts[LanesOf<C>::count];
-  std::memcpy(parts, &x, sizeof x);
-  for (int64_t n = LanesOf<C>::count / 2; n > 0; n /= 2) {
-    for (int64_t i = 0; i < n; ++i) parts[i] += parts[i + n];
-  }
-  return parts[0];
+  const Lanes<C> four[4] = {x};
+  Four<C> sums;
+  sums_of_lanes<C>(four, sums);
+  return sums[0];
 }
 
 }  // namespace

@@ -47,57 +47,69 @@ const C* sample_row(const void* base, int64_t stride, int64_t sample) {
 }
 
 template <class C>
-struct Shape {  // numbers of the layer in the compute type
-  C alpha, gain, clamp, strength;
-  bool rgb_clamped;
-  C rgb_clamp;
+struct Shape {  // of the activation, in the compute type
+  C above, below, clamp;
 
   explicit Shape(const TailLayer& p)
-      : alpha(C(p.alpha)),
-        gain(C(p.gain)),
-        clamp(p.clamp < 0 ? C(__builtin_inf()) : C(p.clamp)),
-        strength(C(p.strength)),
-        rgb_clamped(p.rgb_clamp >= 0),
-        rgb_clamp(C(p.rgb_clamp)) {}
+      : above(C(p.gain)), below(C(p.alpha * p.gain)), clamp(p.clamp < 0 ? C(__builtin_inf()) : C(p.clamp)) {}
 };
 
-// P neighbouring pixels; picture[k * P + p] is their sum over the channels for colour k.
+// A vector of some pixels whose channels end within it: moved to where whole vectors may be read and written.
+template <class T>
+void gather(T* to, const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels) {
+  for (int64_t i = 0; i < pixels; ++i) {
+    std::memset(to + i * kLanes<T>, 0, kLanes<T> * sizeof(T));
+    std::memcpy(to + i * kLanes<T>, from + i * pixel_stride, channels * sizeof(T));
+  }
+}
+template <class T>
+void scatter(T* to, int64_t pixel_stride, const T* from, int64_t pixels, int64_t channels) {
+  for (int64_t i = 0; i < pixels; ++i) std::memcpy(to + i * pixel_stride, from + i * kLanes<T>, channels * sizeof(T));
+}
+
+// P neighbouring pixels; their sums over the channels, the parts of the picture's colours, go to colours[3].
 template <bool with_rgb, int P, class V, class T>
 FASTINV_INLINE void forward_pixels(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
                                    const V* values, int64_t pixel_stride, const compute_t<T>* z, T* y, int64_t y_stride,
-                                   compute_t<T>* picture) {
+                                   Four<compute_t<T>>* colours) {
   using C = compute_t<T>;
   using L = Lanes<C>;
   constexpr int64_t lanes = kLanes<T>;
-  const L above = lanes_of(shape.gain), below = lanes_of(shape.alpha * shape.gain);
+  const L above = lanes_of(shape.above), below = lanes_of(shape.below);
   const L highest = lanes_of(shape.clamp), lowest = -highest;
-  L sums[3][P] = {};
-  const auto step = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+  L sums[3][4] = {};
+  V some_values[P * lanes];
+  T some_y[P * lanes];
+  for (int64_t c = 0; c < channels; c += lanes) {
+    const bool whole = c + lanes <= channels;
+    const V* from = values + c;
+    T* to = y + c;
+    int64_t from_stride = pixel_stride, to_stride = y_stride;
+    if (__builtin_expect(!whole, 0)) {
+      gather(some_values, from, pixel_stride, P, channels - c);
+      from = some_values, to = some_y, from_stride = to_stride = lanes;
+    }
     const L d = load_lanes(o.d + c), bias = load_lanes(o.bias + c);
     L weight[3];
     if constexpr (with_rgb) {
       for (int k = 0; k < 3; ++k) weight[k] = load_lanes(o.rgb_weight + k * o.row + c);
     }
     for (int p = 0; p < P; ++p) {
-      const L v = load_lanes(values + p * pixel_stride + c, count) * d + (bias + z[p]);
+      const L v = load_lanes(from + p * from_stride) * d + (bias + z[p]);
       L a = v * (v > 0 ? above : below);
       a = highest < a ? highest : a;
       a = lowest > a ? lowest : a;
       const Lanes<T> stored = narrowed<T>(a);
-      store_stored(y + p * y_stride + c, stored, count);
+      store_stored(to + p * to_stride, stored);
       if constexpr (with_rgb) {
         if constexpr (sizeof(T) == 2) a = widened(stored);
         for (int k = 0; k < 3; ++k) sums[k][p] += a * weight[k];
       }
     }
-  };
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) step(c, lanes);
-  if (c < channels) step(c, channels - c);
+    if (__builtin_expect(!whole, 0)) scatter(y + c, y_stride, some_y, P, channels - c);
+  }
   if constexpr (with_rgb) {
-    for (int k = 0; k < 3; ++k) {
-      for (int p = 0; p < P; ++p) picture[k * P + p] = sum_of_lanes<C>(sums[k][p]);
-    }
+    for (int k = 0; k < 3; ++k) sums_of_lanes<C>(sums[k], colours[k]);
   }
 }
 
@@ -105,6 +117,7 @@ template <bool with_rgb, class V, class T>
 void forward_block(const TailForward& p, const Operands<T>& o, const TailPlaces<V, T>& b) {
   using C = compute_t<T>;
   const Shape<C> shape(p);
+  const C strength = C(p.strength), rgb_clamp = C(p.rgb_clamp);
   const int64_t plane = p.height * p.width;
   const C* noise = sample_row<C>(p.noise, p.noise_stride, b.sample);
   for (int64_t i = 0; i < b.rows; ++i) {
@@ -112,95 +125,134 @@ void forward_block(const TailForward& p, const Operands<T>& o, const TailPlaces<
     for (int64_t j = 0; j < b.columns;) {
       const V* values = b.values + i * b.row_stride + j * b.pixel_stride;
       T* y = b.result + i * b.result_row_stride + j * b.result_pixel_stride;
-      const int64_t count = b.columns - j < kGroup ? 1 : kGroup;
-      C z[kGroup] = {}, sums[3 * kGroup];
-      for (int64_t at = 0; noise && at < count; ++at) z[at] = noise[first + j + at] * shape.strength;
-      if (count == kGroup) {
+      const bool whole = b.columns - j >= kGroup;
+      C z[kGroup] = {};
+      Four<C> colours[3];
+      if (whole) {
+        if (noise) {
+          for (int64_t at = 0; at < kGroup; ++at) z[at] = noise[first + j + at] * strength;
+        }
         forward_pixels<with_rgb, kGroup>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride,
-                                         sums);
+                                         colours);
       } else {
-        forward_pixels<with_rgb, 1>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride, sums);
+        if (noise) z[0] = noise[first + j] * strength;
+        forward_pixels<with_rgb, 1>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride, colours);
       }
       if constexpr (with_rgb) {
         for (int64_t k = 0; k < 3; ++k) {
-          const C bias = static_cast<const C*>(p.rgb_bias)[k];
           const int64_t to = (b.sample * 3 + k) * plane + first + j;
-          for (int64_t at = 0; at < count; ++at) {
-            C value = sums[k * count + at] + bias;
-            if (shape.rgb_clamped) {
-              value = value > shape.rgb_clamp ? shape.rgb_clamp : value < -shape.rgb_clamp ? -shape.rgb_clamp : value;
-              static_cast<C*>(p.rgb)[to + at] = value;
-            }
-            static_cast<C*>(p.picture)[to + at] += value;
+          const int64_t size = whole ? sizeof(Four<C>) : sizeof(C);
+          C* picture = static_cast<C*>(p.picture) + to;
+          Four<C> value = colours[k] + static_cast<const C*>(p.rgb_bias)[k];
+          if (p.rgb_clamp >= 0) {
+            value = value > rgb_clamp ? Four<C>{} + rgb_clamp : value;
+            value = value < -rgb_clamp ? Four<C>{} - rgb_clamp : value;
+            std::memcpy(static_cast<C*>(p.rgb) + to, &value, size);
+          }
+          if (whole) {
+            Four<C> sum;
+            std::memcpy(&sum, picture, sizeof sum);
+            sum += value;
+            std::memcpy(picture, &sum, sizeof sum);
+          } else {
+            *picture += value[0];
           }
         }
       }
-      j += count;
+      j += whole ? kGroup : 1;
     }
   }
 }
 
-// What a run of pixels has for each of them.
-template <class C>
-struct Pixel {
-  C z, image[3];
+// At most kRun pixels, backward.
+template <class V, class O, class T>
+struct Run {
+  using C = compute_t<T>;
+  int64_t rows, columns;
+  const V* values;
+  int64_t row_stride, pixel_stride;
+  const T* y;
+  int64_t y_row_stride, y_pixel_stride;
+  O* du;  // or null
+  int64_t du_row_stride, du_pixel_stride;
+  const C* noise;  // read at row * noise_row + column * noise_step
+  int64_t noise_row, noise_step;
+  const C* image[3];  // read at row * image_row + column
+  int64_t image_row;
+  Lanes<C>* dnoise;  // or null; is added to
 };
 
-// At most kRun pixels. du, dnoise (of kRun vectors, added to) and totals may be null.
 template <bool with_values, bool with_rgb, bool with_sums, class V, class O, class T>
 FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
-                                 const TailPlaces<V, O>& b, const T* y, int64_t y_row_stride,
-                                 const Pixel<compute_t<T>>* pixels, Lanes<compute_t<T>>* dnoise) {
+                                 const Run<V, O, T>& r) {
   using C = compute_t<T>;
   using L = Lanes<C>;
   constexpr int64_t lanes = kLanes<T>;
-  const L above = lanes_of(shape.gain), below = lanes_of(shape.alpha * shape.gain), clamp = lanes_of(shape.clamp);
-  const auto step = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+  const L above = lanes_of(shape.above), below = lanes_of(shape.below), clamp = lanes_of(shape.clamp);
+  V some_values[kRun * lanes];
+  T some_y[kRun * lanes];
+  O some_du[kRun * lanes];
+  for (int64_t c = 0; c < channels; c += lanes) {
+    const bool whole = c + lanes <= channels;
+    const V* values = with_values ? r.values + c : nullptr;
+    const T* y = r.y + c;
+    O* du = r.du ? r.du + c : nullptr;
+    int64_t v_row = r.row_stride, v_pixel = r.pixel_stride, y_row = r.y_row_stride, y_pixel = r.y_pixel_stride;
+    int64_t du_row = r.du_row_stride, du_pixel = r.du_pixel_stride;
+    if (__builtin_expect(!whole, 0)) {
+      const int64_t row = r.columns * lanes;
+      for (int64_t i = 0; i < r.rows; ++i) {
+        if (with_values) gather(some_values + i * row, values + i * v_row, v_pixel, r.columns, channels - c);
+        gather(some_y + i * row, y + i * y_row, y_pixel, r.columns, channels - c);
+      }
+      values = some_values, y = some_y, du = du ? some_du : nullptr;
+      v_row = y_row = du_row = row, v_pixel = y_pixel = du_pixel = lanes;
+    }
     const L d = load_lanes(o.d + c), next_styles = load_lanes(o.next_styles + c);
     const L rgb_styles = load_lanes(o.rgb_styles + c);
     L weight[3], sums[kSums] = {};
     for (int k = 0; k < 3; ++k) weight[k] = load_lanes(o.rgb_weight + k * o.row + c);
-    const Pixel<C>* pixel = pixels;
-    L* noise_sum = dnoise;
-    for (int64_t i = 0; i < b.rows; ++i) {
-      for (int64_t j = 0; j < b.columns; ++j, ++pixel) {
-        const L a = load_lanes(y + i * y_row_stride + j * channels + c, count);
+    L* noise_sum = r.dnoise;
+    for (int64_t i = 0; i < r.rows; ++i) {
+      const V* from = values + i * v_row;
+      const T* kept = y + i * y_row;
+      O* to = du + i * du_row;
+      const C* noise = r.noise + i * r.noise_row;
+      for (int64_t j = 0; j < r.columns; ++j) {
+        const L a = load_lanes(kept);
         L dy = {};
         if constexpr (with_values) {
-          const L g = load_lanes(b.values + i * b.row_stride + j * b.pixel_stride + c, count);
+          const L g = load_lanes(from);
           if constexpr (with_sums) sums[0] += g * a;
           dy = g * next_styles;
         }
         if constexpr (with_rgb) {
-          const L q = weight[0] * pixel->image[0] + weight[1] * pixel->image[1] + weight[2] * pixel->image[2];
+          const int64_t at = i * r.image_row + j;
+          const L q = weight[0] * r.image[0][at] + weight[1] * r.image[1][at] + weight[2] * r.image[2][at];
           if constexpr (with_sums) sums[1] += q * a;
           dy += q * rgb_styles;
         }
-        dy = (a < 0 ? -a : a) < clamp ? dy : L{};
+        dy = magnitude(a) < clamp ? dy : L{};
         const L dv = dy * (a > 0 ? above : below);
         if constexpr (with_sums) {
           sums[2] += dy * a;
-          sums[3] += dv * pixel->z;
+          sums[3] += dv * *noise;
           sums[4] += dv;
         }
         if (noise_sum) *noise_sum++ += dv;
-        if (b.result) {
-          O* to = b.result + i * b.result_row_stride + j * b.result_pixel_stride + c;
-          store_stored(to, narrowed<O>(dv * d), count);
-        }
+        if (du) store_stored(to, narrowed<O>(dv * d));
+        from += v_pixel, kept += y_pixel, to += du_pixel, noise += r.noise_step;
       }
     }
     if constexpr (with_sums) {
-      for (int k = 0; k < kSums; ++k) {
-        C parts[lanes];
-        std::memcpy(parts, &sums[k], sizeof sums[k]);
-        for (int64_t i = 0; i < lanes; ++i) o.totals[k * o.row + c + i] += double(parts[i]);
+      for (int k = 0; k < kSums; ++k) add_lanes(o.totals + k * o.row + c, sums[k]);
+    }
+    if (__builtin_expect(!whole && r.du, 0)) {
+      for (int64_t i = 0; i < r.rows; ++i) {
+        scatter(r.du + c + i * r.du_row_stride, r.du_pixel_stride, some_du + i * du_row, r.columns, channels - c);
       }
     }
-  };
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) step(c, lanes);
-  if (c < channels) step(c, channels - c);
+  }
 }
 
 template <bool with_values, bool with_rgb, class V, class O, class T>
@@ -209,54 +261,45 @@ void backward_block(const TailBackward& p, const Operands<T>& o, const TailPlace
   const Shape<C> shape(p);
   const int64_t plane = p.height * p.width;
   const C* noise = sample_row<C>(p.noise, p.noise_stride, b.sample);
-  Pixel<C> pixels[kRun] = {};
+  const T* y = static_cast<const T*>(p.y) + b.sample * p.y_stride;
+  const C zero = 0;
+  C visible[3][kRun];
   Lanes<C> dnoise[kRun];
-  const int64_t columns = b.columns < kRun ? b.columns : kRun, rows = kRun / columns;
+  const int64_t rows = b.rows * b.columns <= kRun ? b.rows : 1, columns = b.columns < kRun ? b.columns : kRun;
   for (int64_t i = 0; i < b.rows; i += rows) {
     for (int64_t j = 0; j < b.columns; j += columns) {
-      TailPlaces<V, O> run = b;
-      run.rows = b.rows - i < rows ? b.rows - i : rows;
-      run.columns = b.columns - j < columns ? b.columns - j : columns;
-      run.row += i, run.column += j;
-      if (with_values) run.values += i * b.row_stride + j * b.pixel_stride;
-      if (b.result) run.result += i * b.result_row_stride + j * b.result_pixel_stride;
-      const auto each = [&](const auto& body) {
-        int64_t at = 0;
-        for (int64_t r = 0; r < run.rows; ++r) {
-          for (int64_t x = 0; x < run.columns; ++x) body((run.row + r) * p.width + run.column + x, at++);
-        }
-      };
-      if (noise) {
-        each([&](int64_t place, int64_t at) { pixels[at].z = noise[place] * shape.strength; });
-      }
+      const int64_t place = (b.row + i) * p.width + b.column + j;
+      Run<V, O, T> r;
+      r.rows = rows, r.columns = b.columns - j < columns ? b.columns - j : columns;
+      r.values = with_values ? b.values + i * b.row_stride + j * b.pixel_stride : nullptr;
+      r.row_stride = b.row_stride, r.pixel_stride = b.pixel_stride;
+      r.y = y + place * p.channels, r.y_row_stride = p.width * p.channels, r.y_pixel_stride = p.channels;
+      r.du = b.result ? b.result + i * b.result_row_stride + j * b.result_pixel_stride : nullptr;
+      r.du_row_stride = b.result_row_stride, r.du_pixel_stride = b.result_pixel_stride;
+      r.noise = noise ? noise + place : &zero, r.noise_row = noise ? p.width : 0, r.noise_step = noise ? 1 : 0;
+      r.dnoise = p.dnoise ? dnoise : nullptr;
       if constexpr (with_rgb) {
-        each([&](int64_t place, int64_t at) {
-          for (int64_t k = 0; k < 3; ++k) {
-            const int64_t from = (b.sample * 3 + k) * plane + place;
-            C value = static_cast<const C*>(p.dimage)[from];
-            if (shape.rgb_clamped) {
-              const C part = static_cast<const C*>(p.rgb)[from];
-              value = (part < 0 ? -part : part) < shape.rgb_clamp ? value : C(0);
-            }
-            pixels[at].image[k] = value;
+        r.image_row = p.rgb_clamp < 0 ? p.width : r.columns;
+        for (int64_t k = 0; k < 3; ++k) {
+          const int64_t first = (b.sample * 3 + k) * plane + place;
+          const C* image = static_cast<const C*>(p.dimage) + first;
+          r.image[k] = p.rgb_clamp < 0 ? image : visible[k];
+          for (int64_t at = 0; p.rgb_clamp >= 0 && at < r.rows * r.columns; ++at) {
+            const int64_t from = at / r.columns * p.width + at % r.columns;
+            const C part = static_cast<const C*>(p.rgb)[first + from];
+            visible[k][at] = (part < 0 ? -part : part) < C(p.rgb_clamp) ? image[from] : C(0);
           }
-        });
+        }
       }
-      if (p.dnoise) {
-        for (int64_t at = 0; at < run.rows * run.columns; ++at) dnoise[at] = Lanes<C>{};
-      }
-      const T* y = static_cast<const T*>(p.y) + b.sample * p.y_stride + (run.row * p.width + run.column) * p.channels;
+      for (int64_t at = 0; p.dnoise && at < r.rows * r.columns; ++at) dnoise[at] = Lanes<C>{};
       if (p.sums) {
-        backward_run<with_values, with_rgb, true>(o, shape, p.channels, run, y, p.width * p.channels, pixels,
-                                                  p.dnoise ? dnoise : nullptr);
+        backward_run<with_values, with_rgb, true>(o, shape, p.channels, r);
       } else {
-        backward_run<with_values, with_rgb, false>(o, shape, p.channels, run, y, p.width * p.channels, pixels,
-                                                   p.dnoise ? dnoise : nullptr);
+        backward_run<with_values, with_rgb, false>(o, shape, p.channels, r);
       }
-      if (p.dnoise) {
-        each([&](int64_t place, int64_t at) {
-          static_cast<C*>(p.dnoise)[b.sample * plane + place] = sum_of_lanes<C>(dnoise[at]) * shape.strength;
-        });
+      for (int64_t at = 0; p.dnoise && at < r.rows * r.columns; ++at) {
+        const int64_t to = b.sample * plane + place + at / r.columns * p.width + at % r.columns;
+        static_cast<C*>(p.dnoise)[to] = sum_of_lanes<C>(dnoise[at]) * C(p.strength);
       }
     }
   }
@@ -351,7 +394,10 @@ void tail_write(const Tail& tail, void* sums, void* scratch) {
   const int64_t channels = tail.layer().channels;
   const Operands<T> o(tail, scratch);
   for (int64_t k = 0; k < kSums; ++k) {
-    for (int64_t c = 0; c < channels; ++c) static_cast<C*>(sums)[k * channels + c] = C(o.totals[k * o.row + c]);
+    const double factor = k == 3 ? tail.layer().strength : 1;  // backward_run leaves it out
+    for (int64_t c = 0; c < channels; ++c) {
+      static_cast<C*>(sums)[k * channels + c] = C(o.totals[k * o.row + c] * factor);
+    }
   }
 }
 
