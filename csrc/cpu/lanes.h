@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../common/bfloat16.h"
 
@@ -42,9 +43,17 @@ FASTINV_INLINE Lanes<float> widened(Lanes<bfloat16> x) {
   return (Lanes<float>)(__builtin_convertvector(x, LanesOf<bfloat16>::wide) << 16);
 }
 
-// Rounded to nearest, ties to even, a NaN stays a NaN: as `store` does.
-template <class T>
+// Rounded to nearest, ties to even, a NaN stays a NaN: as `store` does. unit: by the bfloat16 unit, which must be
+// there; it differs for numbers below 2^-126 alone, which become zero.
+template <class T, bool unit = false>
 FASTINV_INLINE Lanes<T> narrowed(Lanes<compute_t<T>> x) {
+#if defined(__AVX512F__) && defined(FASTINV_HAVE_BFLOAT16_UNITS)
+  if constexpr (sizeof(T) == 2 && unit) {
+    Lanes<T> rounded;  // in assembly: an intrinsic would ask the functions around it to be compiled for the unit
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(x));
+    return rounded;
+  }
+#endif
   if constexpr (sizeof(T) == 2) {
     const auto bits = (LanesOf<bfloat16>::wide)x;
     const auto rounded = x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fc0u - (bits ^ bits);
@@ -76,9 +85,7 @@ FASTINV_INLINE Lanes<float> magnitude(Lanes<float> x) {
 FASTINV_INLINE Lanes<double> magnitude(Lanes<double> x) { return x < 0 ? -x : x; }
 
 // totals[i] += x[i] for all lanes
-FASTINV_INLINE void add_lanes(double* totals, Lanes<double> x) {
-  store_stored(totals, load_lanes(totals) + x);
-}
+FASTINV_INLINE void add_lanes(double* totals, Lanes<double> x) { store_stored(totals, load_lanes(totals) + x); }
 FASTINV_INLINE void add_lanes(double* totals, Lanes<float> x) {
   typedef float Half __attribute__((vector_size(kLaneBytes / 2)));
   Half halves[2];
@@ -96,30 +103,36 @@ FASTINV_INLINE Lanes<C> lanes_of(C value) {
 template <class C>
 struct FourOf {
   typedef C type __attribute__((vector_size(4 * sizeof(C))));
+  using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+  typedef Index index __attribute__((vector_size(4 * sizeof(C))));
 };
 template <class C>
 using Four = typename FourOf<C>::type;
 
+#if defined(__clang__)
+#define FASTINV_SHUFFLE(C, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FASTINV_SHUFFLE(C, a, b, ...) __builtin_shuffle(a, b, typename FourOf<C>::index{__VA_ARGS__})
+#endif
+
 // The sums of the lanes of four vectors.
 template <class C>
 FASTINV_INLINE void sums_of_lanes(const Lanes<C>* x, Four<C>& sums) {
-  constexpr int64_t pieces = LanesOf<C>::count / 4;
-  C all[4][4] __attribute__((aligned(16)));
-  if constexpr (pieces == 0) {
-    for (int p = 0; p < 4; ++p) {
-      for (int i = 0; i < 4; ++i) all[i][p] = i < LanesOf<C>::count ? x[p][i % LanesOf<C>::count] : C(0);
-    }
-  } else {
-    for (int p = 0; p < 4; ++p) {
-      Four<C> parts[pieces > 0 ? pieces : 1];
-      std::memcpy(parts, &x[p], sizeof x[p]);
-      for (int64_t i = 1; i < pieces; ++i) parts[0] += parts[i];
-      for (int i = 0; i < 4; ++i) all[i][p] = parts[0][i];
+  constexpr int64_t pieces = kLaneBytes / sizeof(Four<C>);
+  Four<C> four[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (pieces == 0) {  // two doubles
+      std::memcpy(&four[i], &x[i], sizeof x[i]);
+    } else {
+      Four<C> parts[pieces];
+      std::memcpy(parts, &x[i], sizeof parts);
+      for (int64_t k = 1; k < pieces; ++k) parts[0] += parts[k];
+      four[i] = parts[0];
     }
   }
-  Four<C> rows[4];
-  std::memcpy(rows, all, sizeof rows);
-  sums = (rows[0] + rows[1]) + (rows[2] + rows[3]);
+  const Four<C> a = FASTINV_SHUFFLE(C, four[0], four[1], 0, 4, 1, 5) + FASTINV_SHUFFLE(C, four[0], four[1], 2, 6, 3, 7);
+  const Four<C> b = FASTINV_SHUFFLE(C, four[2], four[3], 0, 4, 1, 5) + FASTINV_SHUFFLE(C, four[2], four[3], 2, 6, 3, 7);
+  sums = FASTINV_SHUFFLE(C, a, b, 0, 1, 4, 5) + FASTINV_SHUFFLE(C, a, b, 2, 3, 6, 7);
 }
 
 template <class C>

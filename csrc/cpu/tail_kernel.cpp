@@ -68,7 +68,7 @@ void scatter(T* to, int64_t pixel_stride, const T* from, int64_t pixels, int64_t
 }
 
 // P neighbouring pixels; their sums over the channels, the parts of the picture's colours, go to colours[3].
-template <bool with_rgb, int P, class V, class T>
+template <bool unit, bool with_rgb, int P, class V, class T>
 FASTINV_INLINE void forward_pixels(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
                                    const V* values, int64_t pixel_stride, const compute_t<T>* z, T* y, int64_t y_stride,
                                    Four<compute_t<T>>* colours) {
@@ -95,11 +95,12 @@ FASTINV_INLINE void forward_pixels(const Operands<T>& o, const Shape<compute_t<T
       for (int k = 0; k < 3; ++k) weight[k] = load_lanes(o.rgb_weight + k * o.row + c);
     }
     for (int p = 0; p < P; ++p) {
+      __builtin_prefetch(from + (p + 4) * from_stride, 1);
       const L v = load_lanes(from + p * from_stride) * d + (bias + z[p]);
       L a = v * (v > 0 ? above : below);
       a = highest < a ? highest : a;
       a = lowest > a ? lowest : a;
-      const Lanes<T> stored = narrowed<T>(a);
+      const Lanes<T> stored = narrowed<T, unit>(a);
       store_stored(to + p * to_stride, stored);
       if constexpr (with_rgb) {
         if constexpr (sizeof(T) == 2) a = widened(stored);
@@ -113,7 +114,7 @@ FASTINV_INLINE void forward_pixels(const Operands<T>& o, const Shape<compute_t<T
   }
 }
 
-template <bool with_rgb, class V, class T>
+template <bool unit, bool with_rgb, class V, class T>
 void forward_block(const TailForward& p, const Operands<T>& o, const TailPlaces<V, T>& b) {
   using C = compute_t<T>;
   const Shape<C> shape(p);
@@ -132,11 +133,12 @@ void forward_block(const TailForward& p, const Operands<T>& o, const TailPlaces<
         if (noise) {
           for (int64_t at = 0; at < kGroup; ++at) z[at] = noise[first + j + at] * strength;
         }
-        forward_pixels<with_rgb, kGroup>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride,
-                                         colours);
+        forward_pixels<unit, with_rgb, kGroup>(o, shape, p.channels, values, b.pixel_stride, z, y,
+                                               b.result_pixel_stride, colours);
       } else {
         if (noise) z[0] = noise[first + j] * strength;
-        forward_pixels<with_rgb, 1>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride, colours);
+        forward_pixels<unit, with_rgb, 1>(o, shape, p.channels, values, b.pixel_stride, z, y, b.result_pixel_stride,
+                                          colours);
       }
       if constexpr (with_rgb) {
         for (int64_t k = 0; k < 3; ++k) {
@@ -182,7 +184,7 @@ struct Run {
   Lanes<C>* dnoise;  // or null; is added to
 };
 
-template <bool with_values, bool with_rgb, bool with_sums, class V, class O, class T>
+template <bool unit, bool with_values, bool with_rgb, bool with_sums, class V, class O, class T>
 FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
                                  const Run<V, O, T>& r) {
   using C = compute_t<T>;
@@ -213,6 +215,7 @@ FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>
     L weight[3], sums[kSums] = {};
     for (int k = 0; k < 3; ++k) weight[k] = load_lanes(o.rgb_weight + k * o.row + c);
     L* noise_sum = r.dnoise;
+    const int64_t ahead = r.columns;
     for (int64_t i = 0; i < r.rows; ++i) {
       const V* from = values + i * v_row;
       const T* kept = y + i * y_row;
@@ -220,6 +223,9 @@ FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>
       const C* noise = r.noise + i * r.noise_row;
       for (int64_t j = 0; j < r.columns; ++j) {
         const L a = load_lanes(kept);
+        __builtin_prefetch(kept + ahead * y_pixel);
+        if (with_values) __builtin_prefetch(from + ahead * v_pixel);
+        __builtin_prefetch(to + ahead * du_pixel, 1);
         L dy = {};
         if constexpr (with_values) {
           const L g = load_lanes(from);
@@ -240,7 +246,7 @@ FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>
           sums[4] += dv;
         }
         if (noise_sum) *noise_sum++ += dv;
-        if (du) store_stored(to, narrowed<O>(dv * d));
+        if (du) store_stored(to, narrowed<O, unit>(dv * d));
         from += v_pixel, kept += y_pixel, to += du_pixel, noise += r.noise_step;
       }
     }
@@ -255,7 +261,7 @@ FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>
   }
 }
 
-template <bool with_values, bool with_rgb, class V, class O, class T>
+template <bool unit, bool with_values, bool with_rgb, class V, class O, class T>
 void backward_block(const TailBackward& p, const Operands<T>& o, const TailPlaces<V, O>& b) {
   using C = compute_t<T>;
   const Shape<C> shape(p);
@@ -293,9 +299,9 @@ void backward_block(const TailBackward& p, const Operands<T>& o, const TailPlace
       }
       for (int64_t at = 0; p.dnoise && at < r.rows * r.columns; ++at) dnoise[at] = Lanes<C>{};
       if (p.sums) {
-        backward_run<with_values, with_rgb, true>(o, shape, p.channels, r);
+        backward_run<unit, with_values, with_rgb, true>(o, shape, p.channels, r);
       } else {
-        backward_run<with_values, with_rgb, false>(o, shape, p.channels, r);
+        backward_run<unit, with_values, with_rgb, false>(o, shape, p.channels, r);
       }
       for (int64_t at = 0; p.dnoise && at < r.rows * r.columns; ++at) {
         const int64_t to = b.sample * plane + place + at / r.columns * p.width + at % r.columns;
@@ -318,6 +324,28 @@ void store_block(int64_t channels, const TailPlaces<V, O>& b) {
       const V* from = b.values + i * b.row_stride + j * b.pixel_stride;
       for (int64_t c = 0; c < channels; ++c) store(to[c], load(from[c]));
     }
+  }
+}
+
+template <bool unit, class V, class O, class T>
+void any_block(const Tail& tail, const Operands<T>& o, const TailPlaces<V, O>& b) {
+  if (tail.forward) {
+    if constexpr (sizeof(T) == sizeof(O)) {
+      if (tail.forward->rgb_weight) {
+        forward_block<unit, true>(*tail.forward, o, b);
+      } else {
+        forward_block<unit, false>(*tail.forward, o, b);
+      }
+    }
+    return;
+  }
+  const TailBackward& p = *tail.backward;
+  if (!p.y) {
+    store_block(p.channels, b);
+  } else if (b.values) {
+    p.dimage ? backward_block<unit, true, true>(p, o, b) : backward_block<unit, true, false>(p, o, b);
+  } else {
+    p.dimage ? backward_block<unit, false, true>(p, o, b) : backward_block<unit, false, false>(p, o, b);
   }
 }
 
@@ -355,24 +383,10 @@ template <class T, class V, class O>
 void tail_places(const Tail& tail, const TailPlaces<V, O>& b, void* scratch) {
   if (b.rows <= 0 || b.columns <= 0) return;
   const Operands<T> o(tail, scratch);
-  if (tail.forward) {
-    if constexpr (sizeof(T) == sizeof(O)) {
-      if (tail.forward->rgb_weight) {
-        forward_block<true>(*tail.forward, o, b);
-      } else {
-        forward_block<false>(*tail.forward, o, b);
-      }
-    }
-    return;
+  if constexpr (sizeof(T) == 2) {
+    if (bfloat16_unit() != Bfloat16Unit::none) return any_block<true>(tail, o, b);
   }
-  const TailBackward& p = *tail.backward;
-  if (!p.y) {
-    store_block(p.channels, b);
-  } else if (b.values) {
-    p.dimage ? backward_block<true, true>(p, o, b) : backward_block<true, false>(p, o, b);
-  } else {
-    p.dimage ? backward_block<false, true>(p, o, b) : backward_block<false, false>(p, o, b);
-  }
+  any_block<false>(tail, o, b);
 }
 
 template <class T>
