@@ -63,10 +63,17 @@ FASTINV_INLINE Lanes<T> narrowed(Lanes<compute_t<T>> x) {
   }
 }
 
+// The first `count` lanes from memory, zeros in the others; without a count all of them.
 template <class T>
-FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from) {
+FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from, int64_t count = kLanes<T>) {
   Lanes<T> x;
-  std::memcpy(&x, from, sizeof x);
+  if (count == kLanes<T>) {
+    std::memcpy(&x, from, sizeof x);
+  } else {
+    T some[kLanes<T>] = {};
+    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+    std::memcpy(&x, some, sizeof x);
+  }
   if constexpr (sizeof(T) == 2) {
     return widened(x);
   } else {
@@ -75,8 +82,14 @@ FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from) {
 }
 
 template <class T>
-FASTINV_INLINE void store_stored(T* to, Lanes<T> x) {
-  std::memcpy(to, &x, sizeof x);
+FASTINV_INLINE void store_stored(T* to, Lanes<T> x, int64_t count = kLanes<T>) {
+  if (count == kLanes<T>) {
+    std::memcpy(to, &x, sizeof x);
+  } else {
+    T some[kLanes<T>];
+    std::memcpy(some, &x, sizeof x);
+    for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+  }
 }
 
 FASTINV_INLINE Lanes<float> magnitude(Lanes<float> x) {
