@@ -30,7 +30,7 @@ struct Blocks {
   int64_t inner, count;  // channels of a block, padded
   explicit Blocks(int64_t inputs) {
     const int64_t all = matrix_inner<T>(inputs);
-    count = std::min((all + kBlock - 1) / kBlock, kMostBlocks);
+    count = (all + kBlock - 1) / kBlock;
     inner = count > 1 ? round_up((all + count - 1) / count, 32) : all;
   }
 };
@@ -139,13 +139,18 @@ void pack_row(const Plan<T>& plan, int64_t sample, int64_t row, int64_t first, i
 // `a`.
 template <class T>
 void multiply(const Plan<T>& plan, const T* a, float* c, int64_t rows, int64_t first_panel, int64_t last_panel) {
-  const int64_t inner = plan.blocks.inner, taps = 9 * plan.blocks.count;
-  int64_t offsets[9 * kMostBlocks];
-  for (int64_t i = 0; i < taps; ++i) {
-    offsets[i] = (i % 9 / 3 * plan.pitch + i % 3) * plan.pixel + i / 9 * inner;
+  const int64_t inner = plan.blocks.inner, count = plan.blocks.count;
+  const int64_t block_size = matrix_packed_size<T>(9, inner, 1), panel_size = count * block_size;
+  const T* weight = static_cast<const T*>(plan.p.packed);
+  int64_t offsets[9];
+  for (int64_t t = 0; t < 9; ++t) offsets[t] = (t / 3 * plan.pitch + t % 3) * plan.pixel;
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    for (int64_t block = 0; block < count; ++block) {
+      matrix_multiply<T>({a + block * inner, plan.pixel, offsets, 9, inner,
+                          weight + panel * panel_size + block * block_size, c + panel * matrix_columns(), plan.columns,
+                          rows, 0, 1, block > 0});
+    }
   }
-  matrix_multiply<T>(
-      {a, plan.pixel, offsets, taps, inner, plan.p.packed, c, plan.columns, rows, first_panel, last_panel, false});
 }
 
 template <class T>
