@@ -82,6 +82,13 @@ def test_layouts(dtype):
     assert padded(1) == padded(64) == 64 and padded(65) == 128
 
 
+def test_a_large_tensor_settles_in_memory_of_its_own():
+    small, large = torch.arange(10), torch.arange(arena.HUGE_PAGE, dtype=torch.int32).view(2, -1)
+    assert arena.settled(small) is small
+    copied = arena.settled(large)
+    assert torch.equal(copied, large) and copied.data_ptr() != large.data_ptr()
+
+
 def test_changes_are_seen_by_autograd_one_tensor_at_a_time():
     lease = Arena().lease("kept", MEGABYTE)
     x = torch.ones(4, requires_grad=True)

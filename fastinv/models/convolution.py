@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fastinv.errors import UsageError
+from fastinv.models.arena import settled
 from fastinv.ops import synthesis
 from fastinv.ops.frozen_conv import FrozenWeight
 
@@ -114,11 +115,12 @@ class FrozenConvolution:
         if key not in self._packed:
             w = self.source
             if adjoint:
-                w = (w if kind == "down" else w.flip(2, 3)).transpose(0, 1)
+                w = settled((w if kind == "down" else w.flip(2, 3)).transpose(0, 1))
             taps = tuple(self.taps) if kind in ("up", "down") else ()
             with torch.inference_mode(False):
                 weight = FrozenWeight(w, kind, self.dtype, taps)
-            if native and weight.packed is not None and w.data_ptr() != self.source.data_ptr():
+                weight.packed = None if weight.packed is None else settled(weight.packed)
+            if native and adjoint and weight.packed is not None:
                 weight.source = w.new_full((), math.nan).expand(w.shape)
             self._packed[key] = weight
         return self._packed[key]

@@ -61,6 +61,9 @@ class PreparedGenerator:
         if not self.unfused:
             self._fast.forms = {}
             self._fused = FusedSynthesis(self._fast, forms)
+            for layer in self._fast.layers:  # no form that is left needs more
+                layer.convolution.source = layer.convolution.source.to(self.dtype)
+        self._network.to("meta")  # only its checks are used from here on
 
     @property
     def w_avg(self) -> torch.Tensor:
