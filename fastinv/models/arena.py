@@ -6,6 +6,7 @@ when the lease and the last of its tensors are gone, wherever those were kept, f
 may or may not be retained. So any number of results can be alive, each with a block of its own, in any thread.
 """
 
+import ctypes
 import math
 import mmap
 import weakref
@@ -43,6 +44,14 @@ def settled(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.contiguous()
     lease = Lease(memoryview(_mapped(tensor.nbytes)))
     return lease.tensor(0, tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+
+def trim() -> None:
+    """Give free memory inside the heap back to the system, where the C library can (glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 class Lease:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fastinv.errors import UsageError
-from fastinv.models.arena import settled
+from fastinv.models.arena import HUGE_PAGE, settled, trim
 from fastinv.ops import synthesis
 from fastinv.ops.frozen_conv import FrozenWeight
 
@@ -123,6 +123,9 @@ class FrozenConvolution:
             if native and adjoint and weight.packed is not None:
                 weight.source = w.new_full((), math.nan).expand(w.shape)
             self._packed[key] = weight
+            if w.nbytes >= HUGE_PAGE:
+                del w
+                trim()  # of what packing took meanwhile
         return self._packed[key]
 
     def forward(self, x: torch.Tensor, form: Form) -> torch.Tensor:
