@@ -5,6 +5,8 @@
 # make gpu-check  correctness and speed on a CUDA GPU, results in benchmarks/results/gpu; QUICK=1 for a short run, DRY=1 to
 #               try the script without a GPU, GPU_ARGS="--only kernels" (see benchmarks/gpu_check.py). With FASTINV_LIBRARY=
 #               build/cuda/_native.so, a build that `make carried` made elsewhere, nothing is installed: PYTHON's torch is taken
+# make bench   the CPU numbers: a step against the bare-convolution floor and textbook torch, passes, memory, accuracy,
+#               losses, training; about 45 minutes on a quiet machine, QUICK=1 a few; BENCH_ARGS="--only step"
 # make carried  the native library with its CUDA part for CUDA_ARCHS (9.0), in build/cuda: runs with any torch >= 2.10
 # make format  format the C++ sources, sort imports
 # make clean   remove .venv and everything that was built
@@ -16,7 +18,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native host gpu-check carried format clean
+.PHONY: demo test native host bench gpu-check carried format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed $(VENV)/.native
@@ -36,6 +38,9 @@ else
 gpu-check: $(VENV)/.installed $(VENV)/.native
 	$(RUN) $(GPU_CHECK)
 endif
+
+bench: $(VENV)/.installed $(VENV)/.native
+	$(RUN) benchmarks/cpu.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 CUDA_ARCHS ?= 9.0
 carried: $(VENV)/.dependencies

@@ -1,5 +1,5 @@
-"""The bare-convolution floor of one optimisation step: every 3x3 convolution of config-f, forward and input gradient, as
-torch's library (oneDNN) computes it at its best, and nothing else.
+"""The bare-convolution floor of one optimisation step: every 3x3 convolution of config-f, forward and input gradient,
+as torch's library (oneDNN) computes it at its best, and nothing else.
 
 Each convolution is run in every form that torch has for it (channels_last; with weights as they are or packed
 beforehand; a transposed convolution whole, or as the convolutions of its four phases), and the fastest one counts.

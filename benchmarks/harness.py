@@ -101,7 +101,7 @@ def seconds(
 
 
 def interleaved(functions: dict, rounds: int = 5, budget: float = 0.0, warm_up: int = 1) -> dict:
-    """Seconds of each call, name -> list: the functions take turns, so that all meet the same disturbances. For the CPU.
+    """Seconds of each call, name -> list: the functions take turns, so that all are disturbed alike. For the CPU.
 
     Args:
         functions: name -> function without arguments.

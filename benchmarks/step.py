@@ -1,4 +1,5 @@
-"""One step of latent optimisation on a CPU (config-f, W+, random weights): the bare-convolution floor, textbook torch, ours.
+"""One step of latent optimisation on a CPU (config-f, W+, random weights): the bare-convolution floor, textbook torch,
+ours.
 
     python benchmarks/step.py [--resolution 256] [--batch 1] [--lpips] [--budget 60] [--skip textbook] [--out FILE]
 

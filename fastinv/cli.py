@@ -49,7 +49,9 @@ def _version(value: bool) -> None:
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
-Dtype = Annotated[str, typer.Option(help="Arithmetic: float32, float64, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="Arithmetic: float32, float64, bfloat16, float16, or auto (the sooner to the same quality).")
+]
 Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same result.")]
 Steps = Annotated[int | None, typer.Option(help="Optimisation steps; without it the method's default.")]
 
@@ -98,7 +100,7 @@ def invert(
     whole_number("--batch", batch, least=1)
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
-    where, kind = named_device(device), named_dtype(dtype)
+    where, kind = named_device(device), None if dtype == "auto" else named_dtype(dtype)
     check_writable(out)
 
     failed = 0
@@ -112,7 +114,8 @@ def invert(
             failed += 1
     if not readable:
         raise typer.Exit(2)
-    G = load_generator(generator, device=where, dtype=kind)
+    # Only the feature maps are in a short format; weights, latents and sums never are.
+    G = load_generator(generator, device=where, dtype=kind if dtype == "float64" else None)
     masks = load_mask(mask, G.resolution, crop)[None] if mask else None
     names = dict(zip(readable, _names(readable, out), strict=True))
 
@@ -129,8 +132,13 @@ def invert(
             continue
         results = _invert_batch(
             G, list(targets.values()), [shown(path) for path in targets],
-            method=method, space=space, steps=steps, masks=masks, seed=seed, progress=not quiet, **options,
+            method=method, space=space, steps=steps, masks=masks, seed=seed, progress=not quiet, dtype=dtype, **options,
         )  # fmt: skip
+        if dtype == "auto":
+            chosen = next((result.settings for result in results if result is not None), None)
+            if chosen is not None:  # the same for all batches
+                dtype = chosen["dtype"]
+                say(f"{dtype} ({chosen['why_dtype']})")
         for (path, target), result in zip(targets.items(), results, strict=True):
             if result is None:
                 failed += 1

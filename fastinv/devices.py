@@ -32,5 +32,5 @@ def named_device(name: str) -> torch.device:
 def named_dtype(name: str) -> torch.dtype:
     """The dtype of a name in ``DTYPES``; UsageError for others."""
     if name not in DTYPES:
-        raise UsageError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)}")
+        raise UsageError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)} (or auto, for an inversion)")
     return DTYPES[name]

@@ -11,6 +11,7 @@ from fastinv.errors import FastinvError
 from fastinv.inversion.capture import check_graph
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import frozen
+from fastinv.inversion.precision import check_dtype, prepare
 from fastinv.inversion.progress import Progress
 from fastinv.inversion.result import InversionResult
 from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure, whole_number
@@ -49,6 +50,7 @@ def invert(
     callback=None,
     progress: bool = True,
     graph: str | bool = "auto",
+    dtype: torch.dtype | str | None = None,
     **options,
 ) -> InversionResult:
     """Find latent codes whose pictures match the given ones.
@@ -69,6 +71,9 @@ def invert(
         progress: show a bar on a terminal, or about ten lines elsewhere, on standard error.
         graph: record a step as a CUDA graph and replay it: "auto" where that works and pays, True as an error where it
             does not work, False never. ``settings`` of the result say what was done ("captured", "why_eager").
+        dtype: arithmetic of the generator's feature maps, a torch dtype or its name; None is the generator's own,
+            "auto" whichever gets to the same quality sooner here (timed; ``settings["why_dtype"]`` says why it was
+            taken). Codes, losses and sums are float32 at least.
         options: fields of the method class, e.g. ``learning_rate``; see ``help(METHODS[method])``.
 
     Returns:
@@ -83,17 +88,18 @@ def invert(
     configured = configure(METHODS, method, space, steps, options)
     whole_number("seed", seed, least=0)
     check_generator(G)
-    dtype = torch.promote_types(G.w_avg.dtype, torch.float32)  # latents and losses of a half-precision generator
-    target = check_images(images, G.resolution).detach().to(G.w_avg.device, dtype)
+    dtype = check_dtype(G, dtype)
+    wide = torch.promote_types(G.w_avg.dtype, torch.float32)  # latents and losses of a half-precision generator
+    target = check_images(images, G.resolution).detach().to(G.w_avg.device, wide)
     mask = check_masks(masks, len(target), G.resolution)
     mask = None if mask is None else mask.detach().to(target)
     check_graph(graph, target.device)
 
     with frozen(G):
-        frozen_synthesis = G.prepare().synthesis if hasattr(G, "prepare") else G.synthesis
+        prepared, arithmetic = prepare(G, dtype, target)
 
         def synthesis(w_plus, **arguments):
-            return frozen_synthesis(w_plus, **arguments).to(dtype)
+            return prepared.synthesis(w_plus, **arguments).to(wide)
 
         task = Task(G, synthesis, target, mask, space, seed, callback, graph)
         if progress:
@@ -124,7 +130,7 @@ def invert(
         "generator": {"sha256": network_hash(G), "resolution": G.resolution},
         **task.facts,
         "device": str(target.device),
-        "dtype": str(G.w_avg.dtype).removeprefix("torch."),
+        **arithmetic,
         "threads": torch.get_num_threads(),
         "versions": {"fastinv": fastinv.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(time.perf_counter() - started, 3),
