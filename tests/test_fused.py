@@ -15,9 +15,9 @@ from fastinv.models.convolution import Form
 from fastinv.models.frozen import FrozenSynthesis
 from fastinv.models.fused import FusedSynthesis
 from fastinv.models.stylegan2 import Generator
-from fastinv.ops.frozen_conv import network_obstacle
+from fastinv.ops.frozen_conv import obstacle
 
-NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if not network_obstacle(dtype)]
+NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if not obstacle(dtype)]
 # A machine without kernels runs the same Python on the references.
 WAYS = [(dtype, "ref") for dtype in (torch.float32, torch.bfloat16)] + [(dtype, "native") for dtype in NATIVE]
 

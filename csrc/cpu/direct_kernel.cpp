@@ -13,6 +13,7 @@
 #include "frozen_conv.h"
 #include "lanes.h"
 #include "matrix.h"
+#include "rounding.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -74,22 +75,6 @@ struct Count {
   static constexpr int64_t value = N;
 };
 
-// Rounded to bfloat16 as `store` does.
-template <class T>
-FASTINV_INLINE void store_packed(T* to, Lanes<compute_t<T>> value) {
-#if defined(__AVX512F__) && defined(FASTINV_HAVE_BFLOAT16_UNITS)
-  if constexpr (sizeof(T) == 2) {  // the convolutions take bfloat16 where there is AVX512_BF16 only
-    typedef uint16_t Half __attribute__((vector_size(32)));
-    Half half;
-    asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(value));
-    std::memcpy(to, &half, sizeof half);
-    return;
-  }
-#endif
-  const Lanes<T> stored = narrowed<T>(value);
-  std::memcpy(to, &stored, sizeof stored);
-}
-
 // Packs `count` pixels from x on, times the styles; some registers of channels at a time, whose styles stay there.
 template <class T>
 void pack_pixels(const Plan<T>& plan, const T* x, const float* styles, int64_t count, T* out) {
@@ -99,6 +84,7 @@ void pack_pixels(const Plan<T>& plan, const T* x, const float* styles, int64_t c
     return;
   }
   constexpr int64_t kStep = kLanes<T>, kGroup = 4;
+  const bool unit = bfloat16_unit() != Bfloat16Unit::none;
   int64_t c = 0;
   const auto pack = [&](auto size) {
     constexpr int64_t kSize = decltype(size)::value;
@@ -107,7 +93,8 @@ void pack_pixels(const Plan<T>& plan, const T* x, const float* styles, int64_t c
       style[i] = styles ? load_lanes<float>(styles + c + i * kStep) : 1.0f - Lanes<float>{};
     for (int64_t j = 0; j < count; ++j) {
       for (int64_t i = 0; i < kSize; ++i) {
-        store_packed(out + j * pixel + c + i * kStep, load_lanes<T>(x + j * inputs + c + i * kStep) * style[i]);
+        const Lanes<T> packed = rounded<T>(unit, load_lanes<T>(x + j * inputs + c + i * kStep) * style[i]);
+        std::memcpy(out + j * pixel + c + i * kStep, &packed, sizeof packed);
       }
     }
     c += kSize * kStep;

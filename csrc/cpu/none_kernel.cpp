@@ -2,14 +2,10 @@
 #include "frozen_conv.h"
 
 namespace fastinv::FASTINV_ISA {
+namespace {
 
 template <class T>
-int64_t none_work(const FrozenConv&, const Tail& tail, int64_t threads) {
-  return tail_scratch<T>(tail) * threads;
-}
-
-template <class T>
-void none_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
+void run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
   const TailLayer& layer = tail.layer();
   const int64_t bands = band_count(layer.height, layer.width), step = band_rows(layer.height, layer.width);
   const int64_t pixel = layer.channels, row = layer.width * pixel;
@@ -26,6 +22,18 @@ void none_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel&
       tail_end<T>(tail, sample, band, scratch);
     }
   });
+}
+
+}  // namespace
+
+template <class T>
+int64_t none_work(const FrozenConv&, const Tail& tail, int64_t threads) {
+  return tail_scratch<T>(tail) * threads;
+}
+
+template <class T>
+void none_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
+  run<T>(p, tail, work, parallel);
 }
 
 // clang-format off

@@ -15,7 +15,7 @@ from fastinv.models.arena import Arena, padded
 from fastinv.models.convolution import Form
 from fastinv.models.frozen import GAIN, SLOPE, FrozenLayer, FrozenSynthesis, refuse_second_derivatives
 from fastinv.ops import upfirdn2d
-from fastinv.ops.frozen_conv import KINDS, SUMS, bands, frozen_conv, frozen_conv_backward, network_obstacle
+from fastinv.ops.frozen_conv import KINDS, SUMS, bands, frozen_conv, frozen_conv_backward, obstacle
 
 UPSAMPLED = (2, 1, 2, 1)  # padding of the filter that doubles a picture; its adjoint has 1 on all sides
 
@@ -57,7 +57,7 @@ class FusedSynthesis:
 
     def __init__(self, network: FrozenSynthesis, forms: dict | None = None, impl: str = "auto"):
         self.network, self.impl = network, impl
-        self.native = impl != "ref" and not network_obstacle(network.dtype)
+        self.native = impl != "ref" and not obstacle(network.dtype)
         self.forms: list[Form] = [
             kinds.choose(layer.convolution, layer.resolution, (forms or {}).get(layer.name)) for layer in network.layers
         ]

@@ -51,7 +51,7 @@ class PreparedGenerator:
 
     def _make_fast(self, forms: dict) -> None:
         own_kinds = {name for name, form in forms.items() if set(form) <= set(frozen_conv.KINDS)}
-        self.unfused = frozen_conv.network_obstacle(self.dtype, self.w_avg.device.type)
+        self.unfused = frozen_conv.obstacle(self.dtype, self.w_avg.device.type)
         if len(own_kinds) < len(forms):
             self.unfused = self.unfused or "forms asks for convolutions of the library"
         if self.unfused and own_kinds:

@@ -24,7 +24,6 @@ styles, d, noise and picture: alpha 0, gain 1.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -99,7 +98,7 @@ class FrozenWeight:
         """Why there is no kernel of this kind on this machine; "" if there is."""
         if self.kind == "winograd" and self.dtype != torch.float32:
             return "the kind 'winograd' is for float32"
-        return obstacle(self.dtype, self.source.device.type) or _not_built(self.kind, self.dtype)
+        return obstacle(self.dtype, self.source.device.type)
 
     def result_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result from those of the input."""
@@ -123,28 +122,7 @@ def obstacle(dtype: torch.dtype, device_type: str = "cpu") -> str:
     reason = _dispatch.obstacle("frozen_conv", device_type, dtype)
     if not reason and dtype == torch.bfloat16 and not torch.ops.fastinv.cpu_matrix():
         return "this CPU has no bfloat16 arithmetic (AVX512_BF16 or AMX)"
-    return reason or _not_built("none", dtype)
-
-
-def network_obstacle(dtype: torch.dtype, device_type: str = "cpu") -> str:
-    """Why a network of these convolutions cannot be run by kernels here; "" if it can."""
-    kinds = [kind for kind in KINDS if kind != "winograd" or dtype == torch.float32]
-    reasons = (_not_built(kind, dtype) for kind in kinds)
-    return obstacle(dtype, device_type) or next(filter(None, reasons), "")
-
-
-@functools.cache
-def _not_built(kind: str, dtype: torch.dtype) -> str:
-    """Goes with csrc/cpu/zz_missing_kernel.cpp, when the last kind of convolution is there."""
-    try:
-        if kind != "none":
-            torch.ops.fastinv.frozen_conv_pack(torch.zeros(1, 1, 3, 3), KINDS[kind], dtype)
-        torch.ops.fastinv.frozen_conv_work(KINDS[kind], dtype, 1, 1, 1, 4, 4)
-    except RuntimeError as error:
-        if "not built yet" in str(error):
-            return str(error).splitlines()[0]
-        raise
-    return ""
+    return reason
 
 
 def _wide(x):
