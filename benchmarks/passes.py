@@ -39,6 +39,11 @@ def cases(channels: int, size: int, dtype: torch.dtype):
     yield "epilogue", 2 * each, lambda: frozen_conv(x, None, y, bias=bias, **settings)
     yield "epilogue, in place", 2 * each, lambda: frozen_conv(x, None, x, bias=bias, **settings)
     yield "epilogue backward", 3 * each, lambda: frozen_conv_backward(gradient, None, y, x, sums, **settings)
+    steady = settings | {"d": torch.ones(1, channels), "alpha": 1.0, "gain": 1.0}  # or it would die out round by round
+    yield (
+        "epilogue backward, in place", 3 * each,
+        lambda: frozen_conv_backward(gradient, None, y, gradient, sums, **steady),
+    )  # fmt: skip
     f = setup_filter([1, 3, 3, 1])
     for layout, last in (("NHWC", True), ("NCHW", False)):
         for name, up, down, padding in (("4x4", 1, 1, (2, 1, 2, 1)), ("up 2", 2, 1, (2, 1, 2, 1)), ("down 2", 1, 2, 1)):

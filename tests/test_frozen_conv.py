@@ -277,6 +277,15 @@ def test_without_a_convolution_y_may_be_x(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_a_convolution_du_before_may_be_du(dtype):
+    layer = Layer("none", dtype, 2, 24, 24, 9, 10)
+    wanted = layer.backward("native")["du"]
+    du = layer.x.clone(memory_format=torch.channels_last)
+    op.frozen_conv_backward(du, None, layer.y, du, **layer.backward_operands, impl="native")
+    assert torch.equal(du, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_samples_do_not_depend_on_each_other(dtype):
     """Also those of the small maps that are computed together."""
     layer = Layer("direct", dtype, 3, 72, 40, 6, 6, "nothing")

@@ -229,7 +229,8 @@ def frozen_conv_backward(
     Args:
         du: [N, I, h, w], this layer's gradient; None after the last layer (then only dimage counts).
         weight: `FrozenWeight` of the adjoint: "direct" or "winograd" with ``w.flip(2, 3).transpose(0, 1)`` of the
-            layer's weight w, "down" with ``w.transpose(0, 1)``; None where du is None.
+            layer's weight w, "down" with ``w.transpose(0, 1)``; None where du is None,
+            and where du itself is dnext (no convolution; then du_before may be du).
         y: [N or 1, O, H, W], output of the layer before; None stores dnext itself in du_before.
         du_before: [N, O, H, W], is overwritten; None where only the sums are wanted.
         sums: [N, ``bands(H, W)``, 5, O], is overwritten with parts to be added up; None where they are not wanted.
