@@ -37,7 +37,7 @@ def choose_kind(inputs: int, outputs: int, size: int, dtype: torch.dtype) -> str
     """
     if dtype != torch.float32:
         return "direct"
-    rule = "winograd" if min(inputs, outputs) >= 64 and size >= 32 else "direct"
+    rule = "winograd" if min(inputs, outputs) >= 32 and size >= 16 else "direct"
     return TABLE.get((_ext.cpu_isa(), inputs, outputs, size), rule)
 
 
