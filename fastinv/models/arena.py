@@ -101,6 +101,10 @@ class Arena:
         weakref.finalize(view, free.append, block).atexit = False
         return Lease(view)
 
+    def has_free(self, purpose: str, size: int) -> bool:
+        """Whether a lease of this purpose and size would find its block."""
+        return any(len(block) == size for block in tuple(self._free.get(purpose, ())))
+
     def free_bytes(self) -> int:
         """Bytes of the blocks that are kept and not in use."""
         return sum(len(block) for free in self._free.values() for block in tuple(free))

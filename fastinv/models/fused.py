@@ -3,7 +3,8 @@
 The same network and numbers as `fastinv.models.frozen`, which runs where these ops have no kernels. Here an op is the
 convolution and all that stands before the next one (`fastinv.ops.frozen_conv`), and everything large is written into
 kept memory (`fastinv.models.arena`): the outputs y of all layers into a lease that the autograd graph holds, all else
-into one that is given back before the call returns.
+into one that is given back before the call returns. Backward writes the gradient of a layer's convolution over the
+layer's y, which nothing needs any more; a second pass through the same graph computes the y again first.
 """
 
 from dataclasses import dataclass
@@ -39,10 +40,11 @@ class Plan:
     y: list[int]
     rgb: list[int]
     kept: int  # bytes of the lease with y and rgb of all layers
-    work: int
-    pair: tuple[int, int]  # y, or du, of every other layer
-    picture: int
+    work: int  # bytes, at the beginning of the scratch lease
     scratch: int
+    pair: tuple[int, int]  # y of every other layer, where nothing is kept
+    picture: int
+    passing: int  # bytes of the lease with these
     sums: list[tuple[int, int, int, int]]  # shapes, the last of the constant
 
 
@@ -90,12 +92,13 @@ class FusedSynthesis:
         rgb = [kept.place(size) for size in pictures]
         work = max(self._work_bytes(n, layer, form) for layer, form in zip(layers, self.forms, strict=True))
         scratch.place(work)
-        pair = scratch.place(max(sizes[::2])), scratch.place(max(sizes[1::2], default=0))
-        picture = scratch.place(max(pictures))
+        passing = _Layout()
+        pair = passing.place(max(sizes[::2])), passing.place(max(sizes[1::2], default=0))
+        picture = passing.place(max(pictures))
         const = self.network.const
         sums = [(n, bands(*shape[2:]), SUMS, shape[1]) for shape in shapes]
         sums.append((n, bands(*const.shape[2:]), SUMS, const.shape[1]))
-        return Plan(shapes, y, rgb, kept.size, work, pair, picture, scratch.size, sums)
+        return Plan(shapes, y, rgb, kept.size, work, scratch.size, pair, picture, passing.size, sums)
 
     def _work_bytes(self, n: int, layer: FrozenLayer, form: Form) -> int:
         """Work memory of a layer, forward, backward, and of the passes without convolution."""
@@ -119,42 +122,41 @@ class FusedSynthesis:
     def forward(self, w_plus, noise, keep: bool):
         """The picture, and what backward needs: small operands, and y and rgb of each layer if they are kept."""
         net, plan = self.network, self.plan(len(w_plus))
-        styles, d, scales = net.modulation(w_plus)
+        operands = net.modulation(w_plus)
+        keep = keep or self.arena.has_free("kept", plan.kept)  # that of the steps before: no memory for two maps more
+        lease = self.arena.lease("kept", plan.kept) if keep else self.arena.lease("passing", plan.passing)
+        ys, rgbs = [], []
+        for index, (layer, shape) in enumerate(zip(net.layers, plan.shapes, strict=True)):
+            ys.append(lease.feature_map(plan.y[index] if keep else plan.pair[index % 2], shape, net.dtype))
+            place, size = plan.rgb[index] if keep else plan.picture, (shape[0], 3, *shape[2:])
+            rgbs.append(lease.tensor(place, size, net.compute) if layer.rgb_clamp >= 0 else None)
+        return self.run(operands, noise, ys, rgbs), operands, ys, rgbs
+
+    def run(self, operands, noise, ys, rgbs) -> torch.Tensor:
+        """The picture; writes y and the clamped rgb of each layer."""
+        net, plan = self.network, self.plan(len(ys[0]))
+        styles, d, _ = operands
         scratch = self.arena.lease("scratch", plan.scratch)
-        kept = self.arena.lease("kept", plan.kept) if keep else None
         work = scratch.tensor(0, (plan.work,), torch.uint8) if plan.work else None
-        x, picture, ys, rgbs = net.const, None, [], []
+        x, picture = net.const, None
         for index, layer in enumerate(net.layers):
-            shape = plan.shapes[index]
             rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
-            rgb = None
-            if keep:
-                y = kept.feature_map(plan.y[index], shape, net.dtype)
-            else:
-                y = scratch.feature_map(plan.pair[index % 2], shape, net.dtype)
-            if rgb_weight is not None:
-                size = (shape[0], 3, *shape[2:])
-                if picture is None:
-                    picture = torch.zeros(size, dtype=net.compute)
-                else:
-                    picture = upfirdn2d(picture, net.image_filter, up=2, padding=UPSAMPLED, flip_filter=True)
-                if layer.rgb_clamp >= 0:
-                    lease, offset = (kept, plan.rgb[index]) if keep else (scratch, plan.picture)
-                    rgb = lease.tensor(offset, size, net.compute)
+            if rgb_weight is not None and picture is None:
+                n, _, height, width = plan.shapes[index]
+                picture = torch.zeros((n, 3, height, width), dtype=net.compute)
+            elif rgb_weight is not None:
+                picture = upfirdn2d(picture, net.image_filter, up=2, padding=UPSAMPLED, flip_filter=True)
             frozen_conv(
-                x, self._weight(index, False), y, net.styles_after(index - 1, styles),
+                x, self._weight(index, False), ys[index], net.styles_after(index - 1, styles),
                 d[:, layer.output_slice], noise[index], layer.strength, layer.bias, rgb_weight, rgb_styles, rgb_bias,
-                None if rgb_weight is None else picture, rgb, SLOPE, GAIN, layer.clamp, layer.rgb_clamp, work,
+                None if rgb_weight is None else picture, rgbs[index], SLOPE, GAIN, layer.clamp, layer.rgb_clamp, work,
                 self.impl,
             )  # fmt: skip
-            x = y
-            if keep:
-                ys.append(y)
-                rgbs.append(rgb)
-        return picture, (styles, d, scales), ys, rgbs
+            x = ys[index]
+        return picture
 
     def backward(self, dimage, operands, noise, ys, rgbs, need_w: bool, need_noise: list[bool]):
-        """Gradient of w_plus, or None, and of each noise map, or None, from that of the picture."""
+        """Gradient of w_plus, or None, and of each noise map, or None, from that of the picture. Overwrites ys."""
         net, n = self.network, len(dimage)
         styles, d, scales = operands
         plan, count = self.plan(n), len(net.layers)
@@ -175,16 +177,15 @@ class FusedSynthesis:
                 if layer.rgb_weight is not None:  # the picture came from this resolution, doubled
                     dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
             rgb_weight, rgb_styles, _ = layer.rgb_operands(styles)
-            before = scratch.feature_map(plan.pair[index % 2], shape, net.dtype)
             dmap = torch.empty(n, 1, *shape[2:], dtype=net.compute) if need_noise[index] else None
             frozen_conv_backward(
-                du, weight, ys[index], before, sums[index], None if rgb_weight is None else dimage, rgbs[index],
+                du, weight, ys[index], ys[index], sums[index], None if rgb_weight is None else dimage, rgbs[index],
                 d[:, layer.output_slice], noise[index], layer.strength, next_styles, rgb_weight, rgb_styles, dmap,
                 SLOPE, GAIN, layer.clamp, layer.rgb_clamp, work, self.impl,
             )  # fmt: skip
             if dmap is not None:
                 dnoise[index] = dmap if len(noise[index]) == n else dmap.sum(0, keepdim=True)
-            du = before
+            du = ys[index]
         if not need_w:
             return None, dnoise
         frozen_conv_backward(du, self._weight(0, True), net.const, None, sums[count], work=work, impl=self.impl)
@@ -195,12 +196,17 @@ def _numel(shape) -> int:
     return torch.Size(shape).numel()
 
 
+def _unversioned(y: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor that autograd does not watch: what is written to it is no misuse of a saved y."""
+    return torch.empty(0, dtype=y.dtype).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
+
+
 class _Synthesize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fused: FusedSynthesis, w_plus, *noise):
         with torch.autocast("cpu", enabled=False):
             picture, operands, ys, rgbs = fused.forward(w_plus, noise, keep=True)
-        ctx.fused = fused
+        ctx.fused, ctx.spent = fused, False
         ctx.save_for_backward(*operands, *noise, *ys, *rgbs)
         return picture
 
@@ -210,6 +216,10 @@ class _Synthesize(torch.autograd.Function):
         operands, rest, count = ctx.saved_tensors[:3], ctx.saved_tensors[3:], len(ctx.fused.forms)
         noise, ys, rgbs = rest[:count], rest[count : 2 * count], rest[2 * count :]
         _, need_w, *need_noise = ctx.needs_input_grad
+        ys = [_unversioned(y) for y in ys]
         with torch.autocast("cpu", enabled=False):
+            if ctx.spent:  # the graph was retained
+                ctx.fused.run(operands, noise, ys, rgbs)
+            ctx.spent = True
             dw, dnoise = ctx.fused.backward(dimage, operands, noise, ys, rgbs, need_w, need_noise)
         return None, dw, *dnoise
