@@ -227,12 +227,14 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(P.synthesis(w_plus).sum(), w_plus, create_graph=True)
 
 
-def test_weights_are_packed_when_they_are_first_used():
+def test_the_reference_lays_weights_out_when_they_are_first_used():
     P = prepared(generator())
     w_plus = codes(P, dtype=torch.float32)
     weights = [layer.convolution._packed for layer in P._fast.layers]
+    for packed in weights:
+        packed.clear()  # what the kernels took
     P.synthesis(w_plus)
-    assert {key for packed in weights for key in packed} == {("direct", False), ("up", False)}
+    assert {key for packed in weights for key in packed} == {("direct", False, False), ("up", False, False)}
     image_and_gradients(P, w_plus)
     before = [dict(packed) for packed in weights]
     assert all(len(packed) == 2 for packed in weights)
@@ -278,3 +280,20 @@ def test_unfused_gives_the_same():
         image_and_gradients(prepared(G), w_plus), image_and_gradients(unfused(G), w_plus), strict=True
     ):
         assert relative_error(ours, other) < 1e-5
+
+
+@pytest.mark.skipif(torch.float32 not in NATIVE, reason="no kernels")
+def test_weights_are_borrowed_not_copied():
+    G = generator()
+    P = G.prepare()
+    weight = G.synthesis.b8.conv1.weight
+    assert P._fast.layers[2].convolution.source.data_ptr() == weight.data_ptr()
+    w_plus = codes(P, dtype=torch.float32)
+    before = image_and_gradients(P, w_plus)
+    with torch.no_grad():
+        weight.mul_(2)
+    for found, truth in zip(image_and_gradients(P, w_plus), before, strict=True):
+        assert torch.equal(found, truth)
+    P._fused = None  # as under torch.compile, which needs the weights in another form
+    with pytest.raises(UsageError, match="changed after prepare"):
+        P.synthesis(w_plus)

@@ -89,13 +89,22 @@ class FrozenConvolution:
         # Asked for once, here: torch.compile cannot trace the question.
         self.device_name = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
         self._laid_out: dict[str, torch.Tensor] = {}
-        self._packed: dict[tuple[str, bool], FrozenWeight] = {}
+        self._packed: dict[tuple[str, bool, bool], FrozenWeight] = {}
+        self._borrowed: int | None = None  # version of the source, where it is the generator's own
+
+    def borrow(self, weight: torch.Tensor) -> None:
+        """Let the generator's own weight, equal to the source, take its place: a copy would cost its memory."""
+        if not weight.is_inference():
+            self.source = weight.detach()
+            self._borrowed = self.source._version
+            for kept in self._packed.values():
+                kept.source = weight.new_full((), math.nan).expand(kept.source.shape)
 
     def weight(self, name: str) -> torch.Tensor:
         """Weights of a forward form, or, for the gradient of it by an ordinary convolution, of "<form>.flipped"."""
         if name not in self._laid_out:
             form, _, flipped = name.partition(".")
-            w = self.source
+            w = self._unchanged_source()
             if form == "transposed":
                 w = w.transpose(0, 1)
             elif form == "phases":
@@ -106,14 +115,22 @@ class FrozenConvolution:
             self._laid_out[name] = w.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return self._laid_out[name]
 
+    def _unchanged_source(self) -> torch.Tensor:
+        if self._borrowed is not None and self.source._version != self._borrowed:
+            raise UsageError(
+                "the generator's weights were changed after prepare(), and are needed in another form now (torch.compile "
+                "takes one); prepare the generator again"
+            )
+        return self.source
+
     def packed(self, kind: str, adjoint: bool, native: bool = True) -> FrozenWeight:
         """Weights of a kind of our own, of the convolution or, adjoint, of the gradient of its input.
 
         native: only the kernels need them. What the reference would need, and costs memory, is then not kept.
         """
-        key = kind, adjoint
+        key = kind, adjoint, native
         if key not in self._packed:
-            w = self.source
+            w = self._unchanged_source()
             if adjoint:
                 w = settled((w if kind == "down" else w.flip(2, 3)).transpose(0, 1))
             taps = tuple(self.taps) if kind in ("up", "down") else ()

@@ -119,6 +119,13 @@ class FusedSynthesis:
         form = self.forms[index]
         return self.network.layers[index].convolution.packed(form[adjoint], adjoint, self.native)
 
+    def pack(self) -> None:
+        """Lay out all weights now, so that the kernels need nothing else any more."""
+        if self.native:
+            for index in range(len(self.forms)):
+                for adjoint in (False, True):
+                    self._weight(index, adjoint)
+
     def forward(self, w_plus, noise, keep: bool):
         """The picture, and what backward needs: small operands, and y and rgb of each layer if they are kept."""
         net, plan = self.network, self.plan(len(w_plus))

@@ -33,8 +33,8 @@ def choose_kind(inputs: int, outputs: int, size: int, dtype: torch.dtype) -> str
     """The kind for a convolution that keeps the size of its [N, inputs, size, size].
 
     Winograd has four times fewer multiplications and four times larger weights: it needs large maps to pay for reading
-    those, and many channels to pay for its transforms. At 512 channels and 16x16 it is still 1.5 times as fast, but that
-    is one hundredth of a step, and its weights would be a twentieth of the memory.
+    those, and many channels to pay for its transforms. At 512 channels and 16x16 it is still 1.5 times as fast, but
+    that is one hundredth of a step, and its weights would be a twentieth of the memory.
     """
     if dtype != torch.float32:
         return "direct"

@@ -47,9 +47,9 @@ class PreparedGenerator:
                 raise UsageError(f"forms cannot be chosen for this generator: {self.layerwise}")
             _fuse_layers(self._network, self.dtype)
         else:
-            self._make_fast(forms or {})
+            self._make_fast(G, forms or {})
 
-    def _make_fast(self, forms: dict) -> None:
+    def _make_fast(self, G: Generator, forms: dict) -> None:
         own_kinds = {name for name, form in forms.items() if set(form) <= set(frozen_conv.KINDS)}
         self.unfused = frozen_conv.obstacle(self.dtype, self.w_avg.device.type)
         if len(own_kinds) < len(forms):
@@ -61,8 +61,9 @@ class PreparedGenerator:
         if not self.unfused:
             self._fast.forms = {}
             self._fused = FusedSynthesis(self._fast, forms)
-            for layer in self._fast.layers:  # no form that is left needs more
-                layer.convolution.source = layer.convolution.source.to(self.dtype)
+            self._fused.pack()
+            for layer in self._fast.layers:  # what only torch.compile needs from here on
+                layer.convolution.borrow(G.synthesis.get_submodule(layer.name).weight)
         self._network.to("meta")  # only its checks are used from here on
 
     @property
