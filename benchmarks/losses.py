@@ -61,7 +61,8 @@ def run(count: int, steps: int) -> dict:
         rows.append(
             {
                 "run": name, "final loss": curves[name][-1].mean().item(),
-                "ratio": (curves[name][-1].mean() / goal.mean()).item(), "worst picture": each.max().item(), "mse in float32": result["mse"].mean().item(),
+                "ratio": (curves[name][-1].mean() / goal.mean()).item(), "worst picture": each.max().item(),
+                "mse in float32": result["mse"].mean().item(),
                 "steps to quality": statistics.median((steps_needed / own).tolist()), "seconds": result["seconds"],
             }
         )  # fmt: skip

@@ -118,8 +118,8 @@ class FrozenConvolution:
     def _unchanged_source(self) -> torch.Tensor:
         if self._borrowed is not None and self.source._version != self._borrowed:
             raise UsageError(
-                "the generator's weights were changed after prepare(), and are needed in another form now (torch.compile "
-                "takes one); prepare the generator again"
+                "the generator's weights were changed after prepare(), and are needed in another form now (by torch."
+                "compile, say); prepare the generator again"
             )
         return self.source
 
