@@ -4,9 +4,10 @@
 
 Held-out portraits are inverted with the embedded generator in W+: by the references in plain torch (float32, a process
 without the native library), by the kernels in float32, and in bfloat16. ``ratio`` is the mean final loss over the
-reference's; ``mse in float32`` is that of the codes found, rendered by the reference; ``steps to quality`` the steps
-until the loss that the reference has at the end, relative to the reference's own (median of the pictures; the longest
-run counts for those that never get there).
+reference's; ``mse in float32`` is that of the codes found, rendered by the generator itself in float32 (in the process
+that found them, so by the references only for their own run); ``steps to quality`` the steps until the loss that the
+reference has at the end, relative to the reference's own (median of the pictures; the longest run counts for those that
+never get there).
 """
 
 import argparse

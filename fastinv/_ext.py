@@ -83,7 +83,8 @@ def cpu_isa() -> str:
 
 def cpu_matrix() -> str:
     """The processor's arithmetic for bfloat16 products in use: "amx", "avx512_bf16" or ""."""
-    return torch.ops.fastinv.cpu_matrix() if available() else ""
+    known = available() and hasattr(torch.ops.fastinv, "cpu_matrix")  # not so with an older build of the library
+    return torch.ops.fastinv.cpu_matrix() if known else ""
 
 
 def cpu_isas() -> list[str]:

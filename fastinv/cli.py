@@ -119,7 +119,7 @@ def invert(
     masks = load_mask(mask, G.resolution, crop)[None] if mask else None
     names = dict(zip(readable, _names(readable, out), strict=True))
 
-    done = 0
+    done, arithmetic = 0, {}
     for start in range(0, len(readable), batch):
         targets = {}
         for path in readable[start : start + batch]:
@@ -137,13 +137,15 @@ def invert(
         if dtype == "auto":
             chosen = next((result.settings for result in results if result is not None), None)
             if chosen is not None:  # the same for all batches
-                dtype = chosen["dtype"]
-                say(f"{dtype} ({chosen['why_dtype']})")
+                dtype, arithmetic = chosen["dtype"], {"why_dtype": chosen["why_dtype"]}
+                if not quiet:
+                    say(f"dtype {dtype} ({chosen['why_dtype']})")
         for (path, target), result in zip(targets.items(), results, strict=True):
             if result is None:
                 failed += 1
                 continue
             facts = {"picture": str(path.resolve()), "crop": crop, "mask": str(mask.resolve()) if mask else None}
+            facts |= arithmetic
             try:
                 _save(replace(result, settings=result.settings | facts), target, out / names[path], shown(path))
             except FastinvError as error:

@@ -21,6 +21,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def mapped(monkeypatch):
+    """Sizes of all blocks of memory that `fastinv.models.arena` made."""
+    from fastinv.models import arena
+
+    sizes, original = [], arena._mapped
+
+    def counting(size):
+        sizes.append(size)
+        return original(size)
+
+    monkeypatch.setattr(arena, "_mapped", counting)
+    return sizes
+
+
+@pytest.fixture
 def run_python(tmp_path):
     """run_python(code, *arguments, VARIABLE=value...) runs Python code in a fresh process, in an empty folder.
 

@@ -14,19 +14,6 @@ from fastinv.models.arena import Arena, padded
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture
-def mapped(monkeypatch):
-    """Sizes of all blocks that were mapped."""
-    sizes, original = [], arena._mapped
-
-    def counting(size):
-        sizes.append(size)
-        return original(size)
-
-    monkeypatch.setattr(arena, "_mapped", counting)
-    return sizes
-
-
 def test_a_block_goes_back_with_its_last_tensor(mapped):
     pool = Arena()
     lease = pool.lease("kept", MEGABYTE)

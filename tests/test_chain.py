@@ -2,6 +2,8 @@
 fused path runs on its references.
 """
 
+import pickle
+
 import pytest
 import torch
 from torch.nn import functional
@@ -212,3 +214,19 @@ def test_a_changed_trunk_is_laid_out_again(state, counted):
     trunk.requires_grad_(True)  # then torch's own operators, which give gradients of the weights
     trunk(images)[0].sum().backward()
     assert counted["frozen_conv"] == 2 and trunk.convolutions["conv1_1"].weight.grad is not None
+
+
+def test_a_pickled_trunk_has_only_its_own_weights(state):
+    trunk = trunks.VGG16Trunk(state, layers=("conv1_2",))
+    size = len(pickle.dumps(trunk))
+    image = smooth(1).requires_grad_()
+    trunk(image)[0].sum().backward()  # lays out the weights, forward and backward
+    assert len(pickle.dumps(trunk)) < 1.01 * size
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_empty_batch(fused):
+    chain = FrozenChain(convolutions(3, 8, 4), torch.float32, fused=fused)
+    x = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    y = chain(x)
+    assert y.shape == (0, 4, 8, 8) and torch.autograd.grad(y.sum(), x)[0].shape == x.shape

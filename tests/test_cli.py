@@ -168,6 +168,17 @@ def test_dtypes(folder, generator, capsys, dtype):
     assert json.loads((folder / "inverted/a/result.json").read_text())["settings"]["dtype"] == dtype
 
 
+def test_auto_is_said_of_every_batch(folder, generator, capsys):
+    paths = [picture(folder / name) for name in ("a.png", "b.png")]
+    options = ["--dtype", "auto", "--batch", "1", "--generator", generator, *QUICK]
+    status, _, errors = run(capsys, "invert", *paths, *options)
+    assert status == 0 and not errors
+    files = [folder / "inverted" / name / "result.json" for name in ("a", "b")]
+    first, second = (json.loads(file.read_text())["settings"] for file in files)
+    assert first["why_dtype"].startswith("auto: ")
+    assert (first["dtype"], first["why_dtype"]) == (second["dtype"], second["why_dtype"])
+
+
 def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8))
     image.convert("L").save("grey.png")

@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ops_contract import relative_error
 from test_frozen import codes, generator, image_and_gradients, noise_maps
 
 from fastinv.errors import UsageError
-from fastinv.models import arena, kinds
+from fastinv.models import kinds
 from fastinv.models.convolution import Form
 from fastinv.models.frozen import FrozenSynthesis
 from fastinv.models.fused import FusedSynthesis
@@ -109,19 +110,6 @@ def test_only_what_is_asked_for_gets_a_gradient():
     assert not P.synthesis(w_plus).requires_grad
 
 
-@pytest.fixture
-def mapped(monkeypatch):
-    """Sizes of all blocks of memory that were made."""
-    sizes, original = [], arena._mapped
-
-    def counting(size):
-        sizes.append(size)
-        return original(size)
-
-    monkeypatch.setattr(arena, "_mapped", counting)
-    return sizes
-
-
 def test_memory_does_not_grow_with_the_steps(mapped):
     P = prepared(Generator(8, 4, 4, channels={4: 4, 8: 4}, mapping_layers=1))
     w_plus = codes(P, dtype=torch.float32).requires_grad_()
@@ -205,6 +193,37 @@ def test_copies_of_a_prepared_generator():
     other = copy.deepcopy(P)
     assert other._fused.arena is not P._fused.arena
     assert all(torch.equal(a, b) for a, b in zip(image_and_gradients(other, w_plus), expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", NATIVE, ids=str)
+def test_a_pickled_copy_runs_on_a_machine_with_other_kernels(dtype, tmp_path, run_python):
+    P = generator().prepare(dtype)
+    w_plus = codes(P, dtype=torch.float32)
+    image_and_gradients(P, w_plus)  # its weights are packed for this machine now
+    torch.save((P, w_plus), tmp_path / "pickled.pt")
+    code = """
+import sys, torch
+P, w_plus = torch.load("pickled.pt", weights_only=False)
+sys.path.insert(0, sys.argv[1])
+from test_frozen import image_and_gradients
+torch.save(image_and_gradients(P, w_plus), "found.pt")
+"""
+    truth = image_and_gradients(generator().double(), w_plus.double())
+    for environment in ({"FASTINV_CPU_ISA": "portable"}, {"FASTINV_DISABLE_NATIVE": "1"}):
+        process = run_python(code, str(Path(__file__).parent), **environment)
+        assert process.returncode == 0, process.stderr
+        found = torch.load(tmp_path / "found.pt")
+        bound = 1e-5 if dtype == torch.float32 else 0.1
+        assert all(relative_error(a, b) < bound for a, b in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize("dtype, impl", WAYS, ids=str)
+def test_an_empty_batch(dtype, impl):
+    P = prepared(generator(), dtype, impl)
+    w_plus = codes(P, dtype=torch.float32)[:0].requires_grad_()
+    image = P.synthesis(w_plus)
+    assert image.shape == (0, 3, P.resolution, P.resolution)
+    assert torch.autograd.grad(image.sum(), w_plus)[0].shape == w_plus.shape
 
 
 @pytest.mark.parametrize("dtype, impl", WAYS, ids=str)

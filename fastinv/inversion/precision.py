@@ -48,13 +48,15 @@ def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor):
     if own != torch.float32 or (kind == "cpu" and obstacle(low)):
         why = obstacle(low) if own == torch.float32 else f"the generator is {_name(own)}"
         return G.prepare(), {"dtype": _name(own), "why_dtype": f"auto: {why}"}
-    seconds = {}
-    for candidate in (own, low):  # one after the other: two prepared generators may not fit into memory
+    seconds, P = {}, None
+    for candidate in (own, low):
+        P = None  # two prepared generators may not fit into memory
         P = G.prepare(candidate)
         seconds[candidate] = _seconds_of_step(P, target)
     needed = {candidate: seconds[candidate] * STEPS_TO_QUALITY[candidate] for candidate in seconds}
     best = min(needed, key=needed.get)
     if best != candidate:
+        P = None
         P = G.prepare(best)
     other = own if best == low else low
     factor = STEPS_TO_QUALITY[low] / STEPS_TO_QUALITY[own]

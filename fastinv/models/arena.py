@@ -64,13 +64,18 @@ class Lease:
         """A contiguous tensor, `offset` bytes from the beginning. It has a version counter of its own: autograd does
         not take writing to another tensor on the same bytes for a change of this one.
         """
-        return torch.frombuffer(self._view, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
+        return self._numbers(offset, math.prod(shape), dtype).view(shape)
 
     def feature_map(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Likewise [N, C, H, W], dense channels_last."""
         _, channels, height, width = shape
-        flat = torch.frombuffer(self._view, dtype=dtype, count=math.prod(shape), offset=offset)
+        flat = self._numbers(offset, math.prod(shape), dtype)
         return flat.as_strided(shape, (channels * height * width, 1, channels * width, channels))
+
+    def _numbers(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        if count == 0:  # an empty batch; frombuffer refuses it
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(self._view, dtype=dtype, count=count, offset=offset)
 
 
 class Arena:

@@ -41,6 +41,9 @@ class FrozenChain:
         self._packed: dict[tuple[int, str, bool], FrozenWeight] = {}
         self._arena = Arena()
 
+    def __getstate__(self):
+        return vars(self) | {"_packed": {}}  # a pickle may come to a machine with other kernels
+
     def __len__(self) -> int:
         return len(self.weights)
 
@@ -152,7 +155,10 @@ class FusedChains:
     """A module's convolutions as chains where those are fused, laid out when first used and after every change."""
 
     def __init__(self):
-        self._state, self._chains = None, []
+        self._state, self._held, self._chains = None, [], []
+
+    def __reduce__(self):
+        return FusedChains, ()
 
     def of(self, runs: list[list[nn.Conv2d]], x: torch.Tensor) -> list[FrozenChain]:
         """A chain for each run of convolutions; none where they are not frozen, or there are no kernels for x."""
@@ -166,6 +172,7 @@ class FusedChains:
         if self._state != state:
             self._chains = [FrozenChain([(layer.weight, layer.bias) for layer in run], x.dtype) for run in runs]
             self._state = state
+            self._held = [parameter.detach() for parameter in parameters]  # so that no other can come to lie there
         return self._chains
 
 

@@ -100,6 +100,9 @@ class FrozenConvolution:
             for kept in self._packed.values():
                 kept.source = weight.new_full((), math.nan).expand(kept.source.shape)
 
+    def __getstate__(self):
+        return vars(self) | {"_packed": {}}  # a pickle may come to a machine with other kernels
+
     def weight(self, name: str) -> torch.Tensor:
         """Weights of a forward form, or, for the gradient of it by an ordinary convolution, of "<form>.flipped"."""
         if name not in self._laid_out:

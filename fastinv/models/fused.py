@@ -63,8 +63,12 @@ class FusedSynthesis:
         self.forms: list[Form] = [
             kinds.choose(layer.convolution, layer.resolution, (forms or {}).get(layer.name)) for layer in network.layers
         ]
+        self._arguments = network, forms, impl
         self.arena = Arena()
         self._plans: dict[tuple[int, int], Plan] = {}
+
+    def __reduce__(self):
+        return FusedSynthesis, self._arguments  # a pickle may come to a machine with other kernels
 
     def __call__(self, w_plus: torch.Tensor, noise: list[torch.Tensor | None]) -> torch.Tensor:
         """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""

@@ -205,7 +205,7 @@ def frozen_conv_backward_ref(
     if y is None:
         du_before.copy_(dnext)
         return
-    n = max(len(operand) for operand in (dnext, dimage, y) if operand is not None)
+    n = len(next(operand for operand in (dnext, dimage, y) if operand is not None))
     result, parts, map_gradient = epilogue_backward_ref(
         dnext, dimage, _wide(y).expand(n, -1, -1, -1), rgb, d, noise, strength,
         next_styles, rgb_weight, rgb_styles, (), SAME, alpha, gain, clamp, rgb_clamp, dnoise is not None,

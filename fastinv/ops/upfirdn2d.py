@@ -154,7 +154,10 @@ def upfirdn2d(
     """
     _check("upfirdn2d", x, f, gain)
     f_needs_gradient = f is not None and f.requires_grad
-    how = _dispatch.choose("upfirdn2d", impl, x, (not f_needs_gradient, "the filter needs a gradient"))
+    how = _dispatch.choose(
+        "upfirdn2d", impl, x, (not f_needs_gradient, "the filter needs a gradient"),
+        (out is None or "upfirdn2d_out" in _dispatch.KERNELS, "this build of the library takes no out"),
+    )  # fmt: skip
     if how == "ref" and out is None:
         return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
     up_x, up_y = parse_scaling("upfirdn2d", "up", up)
@@ -285,6 +288,7 @@ def _out_by_copy(*arguments):
 if "upfirdn2d" in _dispatch.KERNELS:  # not so without the library, or with an older build of it
     torch.library.register_fake("fastinv::upfirdn2d", _fake)
     torch.library.register_autograd("fastinv::upfirdn2d", _backward, setup_context=_setup_context)
+if "upfirdn2d_out" in _dispatch.KERNELS:
     torch.library.register_fake("fastinv::upfirdn2d_out", lambda *arguments: None)
     for _device in ("cpu", "cuda"):  # where there is no kernel of its own
         _dispatch.register_composed("upfirdn2d_out", _device, _out_by_copy, "upfirdn2d")
