@@ -313,6 +313,8 @@ def test_weights_are_borrowed_not_copied():
         weight.mul_(2)
     for found, truth in zip(image_and_gradients(P, w_plus), before, strict=True):
         assert torch.equal(found, truth)
+    with pytest.raises(UsageError, match="changed after prepare"):
+        copy.deepcopy(P)  # it would pack its weights for itself
     P._fused = None  # as under torch.compile, which needs the weights in another form
     with pytest.raises(UsageError, match="changed after prepare"):
         P.synthesis(w_plus)

@@ -101,7 +101,8 @@ class FrozenConvolution:
                 kept.source = weight.new_full((), math.nan).expand(kept.source.shape)
 
     def __getstate__(self):
-        return vars(self) | {"_packed": {}}  # a pickle may come to a machine with other kernels
+        # A pickle may come to a machine with other kernels, which packs the weights, then the copy's own, for itself.
+        return vars(self) | {"_packed": {}, "_borrowed": None, "source": self._unchanged_source()}
 
     def weight(self, name: str) -> torch.Tensor:
         """Weights of a forward form, or, for the gradient of it by an ordinary convolution, of "<form>.flipped"."""
@@ -121,8 +122,8 @@ class FrozenConvolution:
     def _unchanged_source(self) -> torch.Tensor:
         if self._borrowed is not None and self.source._version != self._borrowed:
             raise UsageError(
-                "the generator's weights were changed after prepare(), and are needed in another form now (by torch."
-                "compile, say); prepare the generator again"
+                "the generator's weights were changed after prepare(), and are needed in another form now (by a copy "
+                "or torch.compile, say); prepare the generator again"
             )
         return self.source
 
