@@ -364,6 +364,14 @@ def test_weights_that_are_none():
         torch.ops.fastinv.frozen_conv_pack(torch.zeros(1, 1, 3, 3), 2, torch.bfloat16)
 
 
+@kinds
+@pytest.mark.parametrize("size", [(0, 8, 8), (1, 0, 8), (1, 8, 0)], ids=str)
+def test_empty_maps_need_hardly_any_work_memory(kind, dtype, size):
+    if reason := op.obstacle(dtype):
+        pytest.skip(reason)
+    assert 0 <= torch.ops.fastinv.frozen_conv_work(op.KINDS[kind], dtype, size[0], 16, 24, *size[1:]) <= 64
+
+
 def test_bands_cover_every_row():
     for height, width in itertools.product((1, 3, 4, 5, 8, 17, 64, 1024), (1, 7, 16, 64, 1024)):
         rows = op.band_rows(height, width)

@@ -97,8 +97,12 @@ def test_long_sums_are_added_up_in_blocks():
 
 
 @pytest.mark.parametrize(
-    "change", [{"start": -1}, {"start": 100}, {"offsets": [0]}, {"c": torch.zeros(4, 8)}, {"a": torch.zeros(9, 9).t()}]
-)
+    "change",
+    [
+        {"start": -1}, {"start": 100}, {"offsets": [0]}, {"b": torch.zeros(2, 0, 32)}, {"c": torch.zeros(4, 8)},
+        {"a": torch.zeros(9, 9).t()},
+    ],
+)  # fmt: skip
 def test_wrong_arguments_are_named(change):
     arguments = {"a": torch.zeros(200), "start": 0, "a_stride": 32, "offsets": [0, 32]}
     arguments |= {"b": torch.zeros(2, 32, 32), "add": False, "c": torch.zeros(4, 64)} | change

@@ -13,13 +13,11 @@
 #include "frozen_conv.h"
 #include "lanes.h"
 #include "matrix.h"
-#include "rounding.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
 
-constexpr int64_t kBlock = 128;  // input channels, or more where there are very many
-constexpr int64_t kMostBlocks = 64;
+constexpr int64_t kBlock = 128;       // input channels
 constexpr int64_t kPacked = 1 << 20;  // bytes of packed rows
 constexpr int64_t kSums = 1 << 18;    // bytes of sums
 
@@ -242,7 +240,6 @@ void direct_pack(const float* weight, int64_t inputs, int64_t outputs, void* pac
 
 template <class T>
 int64_t direct_work(const FrozenConv& p, const Tail& tail, int64_t threads) {
-  if (p.samples * p.height * p.width == 0) return 0;
   const Plan<T> plan(p);
   const int64_t scratch = round_up(tail_scratch<T>(tail), 64), own = plan.packed + plan.sums;
   return plan.together ? own + threads * scratch : threads * (own + scratch);

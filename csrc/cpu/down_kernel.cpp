@@ -8,7 +8,6 @@
 #include "frozen_conv.h"
 #include "lanes.h"
 #include "matrix.h"
-#include "rounding.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {
@@ -62,19 +61,6 @@ Plan plan_of(const FrozenConv& p) {
   return s;
 }
 
-// A vector of which only the first `count` elements are in memory; a constant count makes the choice while compiling.
-template <class T>
-FASTINV_INLINE Lanes<float> load_some(const T* from, int64_t count) {
-  if (count == kLanes<T>) return load_lanes(from);
-  T some[kLanes<T>] = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-  return load_lanes<T>(some);
-}
-template <class T>
-FASTINV_INLINE void store_some(T* to, Lanes<T> x, int64_t count) {
-  std::memcpy(to, &x, count * sizeof(T));
-}
-
 // Rows 2 i and, if odd is set, 2 i + 1 of g, in the columns that the block [first, first + columns) of the result
 // meets. x: rows 2 i - 2 to 2 i + 2, null outside of the map. even, odd: where row i of the first copy begins.
 template <bool with_odd, class T>
@@ -91,10 +77,10 @@ void filter_rows(const T* const* x, const T* coming, const float* taps, int64_t 
       V v[5] = {};
       if (at >= 0 && at < width) {
         if (all) {
-          for (int i = 0; i < 4 + with_odd; ++i) v[i] = load_some(x[i] + at * inputs + c, count);
+          for (int i = 0; i < 4 + with_odd; ++i) v[i] = load_lanes(x[i] + at * inputs + c, count);
         } else {
           for (int i = 0; i < 4 + with_odd; ++i) {
-            if (x[i]) v[i] = load_some(x[i] + at * inputs + c, count);
+            if (x[i]) v[i] = load_lanes(x[i] + at * inputs + c, count);
           }
         }
         if (new_line) {
@@ -115,15 +101,15 @@ void filter_rows(const T* const* x, const T* coming, const float* taps, int64_t 
       column(2 * (first + n) + 1, a[3], b[3]);
       const Lanes<T> upper = sum(a), lower = with_odd ? sum(b) : Lanes<T>{};
       if (n > 0) {
-        store_some(to_even + 2 * even_size - pixel, upper, count);
-        if constexpr (with_odd) store_some(to_odd + 2 * odd_size - pixel, lower, count);
+        store_stored<T>(to_even + 2 * even_size - pixel, upper, count);
+        if constexpr (with_odd) store_stored<T>(to_odd + 2 * odd_size - pixel, lower, count);
       }
       if (n == columns) break;
-      store_some(to_even, upper, count);
-      if constexpr (with_odd) store_some(to_odd, lower, count);
+      store_stored<T>(to_even, upper, count);
+      if constexpr (with_odd) store_stored<T>(to_odd, lower, count);
       column(2 * (first + n) + 2, a[4], b[4]);
-      store_some(to_even + even_size, sum(a + 1), count);
-      if constexpr (with_odd) store_some(to_odd + odd_size, sum(b + 1), count);
+      store_stored<T>(to_even + even_size, sum(a + 1), count);
+      if constexpr (with_odd) store_stored<T>(to_odd + odd_size, sum(b + 1), count);
       for (int i = 0; i < 3; ++i) a[i] = a[i + 2], b[i] = b[i + 2];
     }
   };

@@ -329,6 +329,7 @@ int64_t frozen_conv_work(int64_t code, ScalarType dtype, int64_t n, int64_t inpu
   check_dtype(dtype, kind);
   FASTINV_CHECK(n >= 0 && height >= 0 && width >= 0 && inputs > 0 && outputs > 0, kOp,
                 ": sizes must not be negative, and there must be channels");
+  if (n * height * width == 0) return kAlignment;
   FrozenConv p{};
   p.kind = kind, p.samples = n, p.inputs = inputs, p.outputs = outputs, p.height = height, p.width = width;
   void* some = &p;  // only whether an operand is there counts

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "../common/bfloat16.h"
 
@@ -63,6 +62,12 @@ FASTINV_INLINE Lanes<T> narrowed(Lanes<compute_t<T>> x) {
   }
 }
 
+// As `narrowed`; unit: whether the bfloat16 unit is there, asked for while running.
+template <class T>
+FASTINV_INLINE Lanes<T> rounded(bool unit, Lanes<float> x) {
+  return unit ? narrowed<T, true>(x) : narrowed<T>(x);
+}
+
 // The first `count` lanes from memory, zeros in the others; without a count all of them.
 template <class T>
 FASTINV_INLINE Lanes<compute_t<T>> load_lanes(const T* from, int64_t count = kLanes<T>) {
@@ -116,16 +121,15 @@ FASTINV_INLINE Lanes<C> lanes_of(C value) {
 template <class C>
 struct FourOf {
   typedef C type __attribute__((vector_size(4 * sizeof(C))));
-  using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
-  typedef Index index __attribute__((vector_size(4 * sizeof(C))));
 };
 template <class C>
 using Four = typename FourOf<C>::type;
 
+// Elements of two vectors, those of b counted on from those of a. gcc has clang's builtin from version 12 on.
 #if defined(__clang__)
-#define FASTINV_SHUFFLE(C, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define FASTINV_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define FASTINV_SHUFFLE(C, a, b, ...) __builtin_shuffle(a, b, typename FourOf<C>::index{__VA_ARGS__})
+#define FASTINV_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
 #endif
 
 // The sums of the lanes of four vectors.
@@ -143,9 +147,9 @@ FASTINV_INLINE void sums_of_lanes(const Lanes<C>* x, Four<C>& sums) {
       four[i] = parts[0];
     }
   }
-  const Four<C> a = FASTINV_SHUFFLE(C, four[0], four[1], 0, 4, 1, 5) + FASTINV_SHUFFLE(C, four[0], four[1], 2, 6, 3, 7);
-  const Four<C> b = FASTINV_SHUFFLE(C, four[2], four[3], 0, 4, 1, 5) + FASTINV_SHUFFLE(C, four[2], four[3], 2, 6, 3, 7);
-  sums = FASTINV_SHUFFLE(C, a, b, 0, 1, 4, 5) + FASTINV_SHUFFLE(C, a, b, 2, 3, 6, 7);
+  const Four<C> a = FASTINV_SHUFFLE(four[0], four[1], 0, 4, 1, 5) + FASTINV_SHUFFLE(four[0], four[1], 2, 6, 3, 7);
+  const Four<C> b = FASTINV_SHUFFLE(four[2], four[3], 0, 4, 1, 5) + FASTINV_SHUFFLE(four[2], four[3], 2, 6, 3, 7);
+  sums = FASTINV_SHUFFLE(a, b, 0, 1, 4, 5) + FASTINV_SHUFFLE(a, b, 2, 3, 6, 7);
 }
 
 template <class C>

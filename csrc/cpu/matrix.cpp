@@ -47,8 +47,8 @@ void matrix_product_cpu(const Tensor& a, int64_t start, int64_t a_stride, std::v
   FASTINV_CHECK(a.is_contiguous() && (a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::BFloat16),
                 op, ": a must be contiguous, float32 or bfloat16");
   FASTINV_CHECK(b.dim() == 3 && b.is_contiguous() && b.scalar_type() == ScalarType::Float && b.size(0) > 0 &&
-                    b.size(0) == static_cast<int64_t>(offsets.size()),
-                op, ": b must be [taps, k, n], contiguous, float32, with one offset for each tap");
+                    b.size(1) > 0 && b.size(0) == static_cast<int64_t>(offsets.size()),
+                op, ": b must be [taps, k, n], contiguous, float32, not empty, with one offset for each tap");
   FASTINV_CHECK(c.dim() == 2 && c.size(0) > 0 && c.stride(1) == 1 && c.scalar_type() == ScalarType::Float, op,
                 ": c must be [rows, columns] of float32, its columns side by side");
   if (a.scalar_type() == ScalarType::Float) return product<float>(a, start, a_stride, offsets, b, add, c);

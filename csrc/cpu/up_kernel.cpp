@@ -10,7 +10,6 @@
 #include "frozen_conv.h"
 #include "lanes.h"
 #include "matrix.h"
-#include "rounding.h"
 
 namespace fastinv::FASTINV_ISA {
 namespace {

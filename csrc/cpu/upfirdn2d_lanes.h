@@ -121,11 +121,11 @@ void row_of_pixels(const UpfirdnParams<T>& p, const T* rows, const compute_t<T>*
 
 template <class V, size_t... lane>
 FASTINV_INLINE V even_lanes(V a, V b, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(a, b, (2 * lane)...);
+  return FASTINV_SHUFFLE(a, b, (2 * lane)...);
 }
 template <class V, size_t... lane>
 FASTINV_INLINE V odd_lanes(V a, V b, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(a, b, (2 * lane + 1)...);
+  return FASTINV_SHUFFLE(a, b, (2 * lane + 1)...);
 }
 
 // out[i] = sum over 4 taps of weight[t] * in[2 * i + t], along a row of one channel.

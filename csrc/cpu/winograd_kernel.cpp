@@ -9,8 +9,6 @@
 // denominators are in the weights, which are transformed once, in float64. a = 5/8 and b = 3/2 have exact squares and
 // cubes, and an error close to that of the direct form: 1.3e-6 against 1.2e-6 at 512 channels, where the usual points
 // 1, 2 have 2.9e-6. Sums over the channels are cut in blocks of kInner, which lowers it to 0.9e-6.
-#include <cstdlib>
-
 #include "frozen_conv.h"
 #include "matrix.h"
 
@@ -269,7 +267,7 @@ void winograd_pack(const float* weight, int64_t inputs, int64_t outputs, void* p
     evaluation[i][2] = points[i] * points[i] / denominator;
   }
   evaluation[kWindow - 1][2] = 1;
-  float* values = static_cast<float*>(std::malloc(kInner * outputs * sizeof(float)));  // [inputs of a block][outputs]
+  float* values = new float[kInner * outputs];  // [inputs of a block][outputs]
   float* out = static_cast<float*>(packed);
   for (int64_t point = 0; point < kPoints; ++point) {
     const double* vertical = evaluation[point / kWindow];
@@ -289,7 +287,7 @@ void winograd_pack(const float* weight, int64_t inputs, int64_t outputs, void* p
       out += packed_block(inner, outputs);
     }
   }
-  std::free(values);
+  delete[] values;
 }
 
 int64_t winograd_work(const FrozenConv& p, const Tail& tail, int64_t threads) {
