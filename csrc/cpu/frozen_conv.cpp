@@ -114,8 +114,8 @@ int64_t work_bytes(const FrozenConv& p, const Tail& tail, ScalarType dtype, int6
 
 // Threads take pieces of what is left, the larger the more is left: neighbours mostly stay together, and a thread that
 // is held up by others on the machine does not hold up the layer.
-void run_in_threads(int64_t count, void* context, void (*body)(void*, int64_t, int64_t, int64_t)) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+void run_in_threads(int64_t threads, int64_t count, void* context, void (*body)(void*, int64_t, int64_t, int64_t)) {
+  threads = std::min(threads, count);
   if (threads <= 1) {
     if (count > 0) body(context, 0, count, 0);
     return;

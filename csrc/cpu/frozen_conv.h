@@ -27,18 +27,19 @@ struct FrozenConv {
 // Runs body(begin, end, slot) over [0, count) in torch's threads; slot < threads, no two at once have the same.
 struct Parallel {
   int64_t threads;
-  void (*run)(int64_t count, void* context, void (*body)(void* context, int64_t begin, int64_t end, int64_t slot));
+  void (*run)(int64_t threads, int64_t count, void* context,
+              void (*body)(void* context, int64_t begin, int64_t end, int64_t slot));
 
   template <class Body>
   FASTINV_INLINE void operator()(int64_t count, const Body& body) const {
-    run(count, const_cast<Body*>(&body), [](void* context, int64_t begin, int64_t end, int64_t slot) {
+    run(threads, count, const_cast<Body*>(&body), [](void* context, int64_t begin, int64_t end, int64_t slot) {
       (*static_cast<const Body*>(context))(begin, end, slot);
     });
   }
 };
 
-// For each kind K: K_packed_size and K_work in bytes; K_pack from a float weight [O, I, 3, 3] (which one: FrozenWeight in
-// fastinv/ops/frozen_conv.py). work is 64-byte aligned. T: float and bfloat16; winograd: float.
+// For each kind K: K_packed_size and K_work in bytes; K_pack from a float weight [O, I, 3, 3] (which one: FrozenWeight
+// of fastinv/ops/frozen_conv.py). work is 64-byte aligned. T: float and bfloat16; winograd: float.
 // clang-format off
 FASTINV_FOR_EACH_ISA(
 template <class T> int64_t none_work(const FrozenConv& p, const Tail& tail, int64_t threads);

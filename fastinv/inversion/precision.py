@@ -10,7 +10,7 @@ from fastinv.errors import UsageError
 from fastinv.ops.frozen_conv import obstacle
 
 # Optimisation steps to the loss that float32 has after 300, relative to float32: median of 20 held-out portraits,
-# benchmarks/losses.py. float16 is what a GPU has tensor cores for; it keeps three more bits than bfloat16.
+# benchmarks/losses.py. float16 keeps three more bits than bfloat16; for want of a measurement it counts the same.
 STEPS_TO_QUALITY = {torch.float32: 1.0, torch.bfloat16: 1.1, torch.float16: 1.1}
 REPEATS = 3  # timed steps of each candidate, after one that is not
 
@@ -33,7 +33,7 @@ def check_dtype(G, dtype) -> torch.dtype | str | None:
 def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor):
     """The prepared generator for pictures like `target` [N, 3, R, R], and {"dtype", "why_dtype"} for the settings.
 
-    "auto" times a step of each candidate here and multiplies it by the steps that the candidate needs to the same
+    "auto" times a step of each candidate here (synthesis and squared error) and multiplies it by the steps that the candidate needs to the same
     quality. The candidates are the generator's own dtype and, for a float32 one, bfloat16 on a CPU that computes in it,
     float16 on a GPU.
     """
