@@ -73,7 +73,8 @@ def invert(
             does not work, False never. ``settings`` of the result say what was done ("captured", "why_eager").
         dtype: arithmetic of the generator's feature maps, a torch dtype or its name; None is the generator's own,
             "auto" whichever gets to the same quality sooner here: ``settings["why_dtype"]`` says why it was taken. It
-            is timed, so another run may choose otherwise and give other bits. Codes, losses and sums are float32 at least.
+            is timed, so another run may choose otherwise and give other bits. Codes, losses and sums are float32 at
+            least.
         options: fields of the method class, e.g. ``learning_rate``; see ``help(METHODS[method])``.
 
     Returns:
