@@ -34,8 +34,8 @@ def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor):
     """The prepared generator for pictures like `target` [N, 3, R, R], and {"dtype", "why_dtype"} for the settings.
 
     "auto" times a step of each candidate here (synthesis and squared error) and multiplies it by the steps that the
-    candidate needs to the same quality. The candidates are the generator's own dtype and, for a float32 one, bfloat16 on
-    a CPU that computes in it, float16 on a GPU.
+    candidate needs to the same quality. The candidates are the generator's own dtype and, for a float32 one, bfloat16
+    on a CPU that computes in it, float16 on a GPU.
     """
     own = G.w_avg.dtype
     if not hasattr(G, "prepare"):
