@@ -39,7 +39,8 @@ MARKS = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 
 def child(script: str, *arguments, out: Path, tuned: bool = False):
     """Another benchmark in a process of its own; its result."""
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    ours = ("GLIBC_TUNABLES", "FASTINV_DISABLE_NATIVE", "FASTINV_CPU_ISA")  # would change what is measured
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment |= {"GLIBC_TUNABLES": TUNED} if tuned else {}
     command = [sys.executable, str(HERE / script), *map(str, arguments), "--out", str(out)]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -166,8 +167,10 @@ def training(options) -> dict:
 def readme(tables: dict[str, str], where: dict) -> None:
     """Put the tables that the README shows between its marks."""
     path = ROOT / "README.md"
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
+    before, begin, rest = path.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end and "step" in tables):
+        sys.exit("--update-readme needs the marks in README.md and the part step")
     machine = "{cpu}, {threads} threads, {isa}, torch {torch}, commit {commit}".format(**where)
     text = "\n".join([MARKS[0], "", f"Measured by `make bench` on: {machine}.", "", tables["step"], MARKS[1]])
     path.write_text(before + text + after)
@@ -203,7 +206,7 @@ def main() -> None:
     where = "\n".join(f"- {key}: {value}" for key, value in next(iter(found.values()))["facts"].items())
     (options.out / "cpu.md").write_text("# make bench\n\n" + where + "\n\n" + "\n".join(pages))
     if options.update_readme:
-        readme({name: part["table"] for name, part in found.items()}, found["step"]["facts"])
+        readme({name: part["table"] for name, part in found.items()}, found.get("step", result)["facts"])
 
 
 if __name__ == "__main__":

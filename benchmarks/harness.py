@@ -55,6 +55,7 @@ def facts(device: torch.device) -> dict:
         cpu = [line for line in _cpuinfo() if line.startswith("model name")]
         result |= {"cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(), "isa": _ext.cpu_isa()}
         result["threads"] = torch.get_num_threads()
+        result["bfloat16"] = torch.ops.fastinv.cpu_matrix() if _ext.available() else ""
     return result
 
 
