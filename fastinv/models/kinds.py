@@ -17,8 +17,8 @@ from fastinv.models.convolution import Form, FrozenConvolution
 from fastinv.ops.frozen_conv import FrozenWeight, frozen_conv
 
 SAME_SIZE = ("direct", "winograd")
-# (instruction set, inputs, outputs, size of the map) -> kind, where the rule is wrong. float32; bfloat16 is direct. So far
-# it is right where it was measured: Intel with AVX-512.
+# (instruction set, inputs, outputs, size of the map) -> kind, where the rule is wrong. float32; bfloat16 is direct.
+# Empty: the rule is right for all layers of config-f on the machine where they were measured, Intel with AVX-512.
 TABLE: dict[tuple[str, int, int, int], str] = {}
 
 
