@@ -318,3 +318,12 @@ def test_weights_are_borrowed_not_copied():
     P._fused = None  # as under torch.compile, which needs the weights in another form
     with pytest.raises(UsageError, match="changed after prepare"):
         P.synthesis(w_plus)
+
+
+def test_may_be_prepared_in_inference_mode():
+    G = generator()
+    with torch.inference_mode():
+        P = G.prepare()
+    w_plus = codes(P, dtype=torch.float32)
+    for found, truth in zip(image_and_gradients(P, w_plus), image_and_gradients(G.prepare(), w_plus), strict=True):
+        assert torch.equal(found, truth)

@@ -18,7 +18,12 @@ class PreparedGenerator:
     Networks of the skip architecture run as one autograd node: on a CPU in float32 and bfloat16 with each layer one op
     (`fastinv.models.fused`; ``unfused`` says why not), else `fastinv.models.frozen`. Others run layer by layer, each a
     ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here. Same
-    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps.
+    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps. A retained
+    graph may be run backward again, which costs a forward pass more, but not in two threads at once.
+
+    On a CPU the kernels have all weights in a layout of their own, and what else might need them (torch.compile, which
+    takes the library's convolutions whatever ``forms`` says; a copy or pickle of this) borrows G's: after an in-place
+    change of G that is refused.
 
     Args:
         G: the generator.
@@ -30,6 +35,7 @@ class PreparedGenerator:
         UsageError: an unknown dtype, or forms for layers that do not exist or run layer by layer.
     """
 
+    @torch.inference_mode(False)  # or its tensors could not be kept for a backward pass later
     def __init__(self, G: Generator, dtype: torch.dtype | None = None, forms: dict | None = None):
         if dtype is not None and dtype not in DTYPES.values():
             raise UsageError(f"dtype must be one of {', '.join(str(d) for d in DTYPES.values())} or None, not {dtype}")
