@@ -18,8 +18,8 @@ class PreparedGenerator:
     Networks of the skip architecture run as one autograd node: on a CPU in float32 and bfloat16 with each layer one op
     (`fastinv.models.fused`; ``unfused`` says why not), else `fastinv.models.frozen`. Others run layer by layer, each a
     ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here. Same
-    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps. A retained
-    graph may be run backward again, which costs a forward pass more, but not in two threads at once.
+    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps. A
+    retained graph may be run backward again, which costs a forward pass more, but not in two threads at once.
 
     On a CPU the kernels have all weights in a layout of their own, and what else might need them (torch.compile, which
     takes the library's convolutions whatever ``forms`` says; a copy or pickle of this) borrows G's: after an in-place
