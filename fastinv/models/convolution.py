@@ -120,10 +120,12 @@ class FrozenConvolution:
         return self._laid_out[name]
 
     def _unchanged_source(self) -> torch.Tensor:
-        if self._borrowed is not None and self.source._version != self._borrowed:
+        # torch.compile cannot trace the question.
+        borrowed = self._borrowed is not None and not torch.compiler.is_compiling()
+        if borrowed and self.source._version != self._borrowed:
             raise UsageError(
-                "the generator's weights were changed after prepare(), and are needed in another form now (by a copy "
-                "or torch.compile, say); prepare the generator again"
+                "the generator's weights were changed after prepare(), and are needed in another form now (by a copy, "
+                "say); prepare the generator again"
             )
         return self.source
 

@@ -21,9 +21,9 @@ class PreparedGenerator:
     attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps. A
     retained graph may be run backward again, which costs a forward pass more, but not in two threads at once.
 
-    On a CPU the kernels have all weights in a layout of their own, and what else might need them (torch.compile, which
-    takes the library's convolutions whatever ``forms`` says; a copy or pickle of this) borrows G's: after an in-place
-    change of G that is refused.
+    On a CPU the kernels have all weights in a layout of their own, and what else might need them borrows G's: a copy or
+    pickle of this, which is refused after an in-place change of G, and torch.compile, which takes the library's
+    convolutions whatever ``forms`` says, and would use the changed weights.
 
     Args:
         G: the generator.
