@@ -29,7 +29,8 @@ def pick(monkeypatch, seconds: dict, target):
 
 @BFLOAT16
 def test_auto_takes_what_reaches_the_quality_first(monkeypatch, target):
-    factor = precision.STEPS_TO_QUALITY[torch.bfloat16]
+    factor = 1.5
+    monkeypatch.setitem(precision.STEPS_TO_QUALITY, torch.bfloat16, factor)
     P, facts = pick(monkeypatch, {torch.float32: 2.0, torch.bfloat16: 1.0}, target)
     assert P.dtype == torch.bfloat16 and facts["dtype"] == "bfloat16"
     assert "1 s" in facts["why_dtype"] and "2 s" in facts["why_dtype"]
