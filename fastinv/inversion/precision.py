@@ -10,7 +10,8 @@ from fastinv.errors import UsageError
 from fastinv.ops.frozen_conv import obstacle
 
 # Optimisation steps to the loss that float32 has after 300, relative to float32: median of 20 held-out portraits,
-# benchmarks/losses.py (0.96 for bfloat16, so no more). float16 keeps three more bits than bfloat16; for want of a measurement it counts the same.
+# benchmarks/losses.py (0.96 for bfloat16, so no more). float16 keeps three more bits than bfloat16; for want of a
+# measurement it counts the same.
 STEPS_TO_QUALITY = {torch.float32: 1.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 REPEATS = 3  # timed steps of each candidate, after one that is not
 
