@@ -80,28 +80,48 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], kind
         temporary.write_bytes(content)
 
 
-def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Read what ``save_tensors`` wrote: (name -> tensor on the CPU, facts). Nothing in the file is executed.
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, on the CPU, and its metadata as it stands.
 
     Raises:
-        CheckpointError: missing, damaged, not ours, or of another kind.
+        CheckpointError: missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     name = shown(path)
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"cannot read {name}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {name}: {error}") from error
+
+
+def our_facts(path: str | os.PathLike, metadata: dict[str, str]) -> tuple[str, dict]:
+    """(kind, facts) that `save_tensors` put into the metadata of a file.
+
+    Raises:
+        CheckpointError: they are not there or not readable.
+    """
     try:
         facts = json.loads(metadata[KEY])
-        found = facts.pop("kind")
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{name} is not a {kind}: it was not written by fastinv") from error
+        kind = facts.pop("kind")
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{shown(path)} was not written by fastinv") from error
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{shown(path)} was not written by fastinv")
+    return kind, facts
+
+
+def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read what ``save_tensors`` wrote: (name -> tensor on the CPU, facts). Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, not ours, or of another kind.
+    """
+    tensors, metadata = read_safetensors(path)
+    found, facts = our_facts(path, metadata)
     if found != kind:
-        raise CheckpointError(f"{name} holds a {found}, not a {kind}")
+        raise CheckpointError(f"{shown(path)} holds a {found}, not a {kind}")
     return tensors, facts
