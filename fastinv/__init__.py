@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _LAZY = {  # public name -> module that defines it
     "load_generator": "checkpoints",
     "load_discriminator": "checkpoints",
+    "load_encoder": "checkpoints",
     "load_attribute_network": "models.attributes",
     "invert": "inversion",
     "InversionResult": "inversion",

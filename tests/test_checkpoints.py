@@ -64,16 +64,16 @@ def test_files_that_are_not_ours(generator, tmp_path):
         "is a folder": tmp_path,
     }
     (tmp_path / "empty.safetensors").touch()
-    cases["cannot read"] = tmp_path / "empty.safetensors"
+    cases["is empty"] = tmp_path / "empty.safetensors"
     (tmp_path / "weights.pkl").write_bytes(b"anything")
-    cases["not a .safetensors file"] = tmp_path / "weights.pkl"
+    cases["is no checkpoint that is known: it begins with b'anything'"] = tmp_path / "weights.pkl"
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    cases["not written by fastinv"] = tmp_path / "foreign.safetensors"
+    cases["holds the entries x, no network that is known"] = tmp_path / "foreign.safetensors"
     with safe_open(good, "pt") as file:
         tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
     tensors.pop("synthesis.b4.const")
     save_file(tensors, tmp_path / "short.safetensors", metadata)
-    cases[r"does not fit its configuration.*Missing key.*synthesis\.b4\.const"] = tmp_path / "short.safetensors"
+    cases[r"does not fit its configuration: the tensor synthesis\.b4\.const is missing"] = tmp_path / "short.safetensors"
     for number, config in enumerate(([1], {"resolution": 16, "channels": [4]}, {"resolution": "16"}, {"depth": 3})):
         document = json.dumps({"kind": "generator", "config": config})
         save_file(tensors, tmp_path / f"odd{number}.safetensors", {"fastinv": document})

@@ -19,10 +19,6 @@ constexpr int kLanes = 8, kFloatRows = 6, kPairRows = 4;  // 12 of 16
 constexpr int kLanes = 4, kFloatRows = 6, kPairRows = 4;
 #endif
 constexpr int64_t kColumns = 2 * kLanes;
-// Terms that are added one by one, before their sum is added to C: shorter runs round less (by 1.4 to 1.8 for sums of
-// 512 terms), and their weights stay in the first-level cache.
-constexpr int64_t kRun = 128;
-
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
@@ -37,7 +33,7 @@ FASTINV_INLINE void store_vector(void* to, Vector value) { std::memcpy(to, &valu
 // One step of the sums: a term, or a pair of terms that lie side by side. `sums` is one row's.
 struct FloatStep {
   using Element = float;
-  static constexpr int kTerms = 1, kRows = kFloatRows;
+  static constexpr int kTerms = 1, kRows = kFloatRows, kRun = 128;
   Vector b[2];
   FASTINV_INLINE explicit FloatStep(const float* from)
       : b{load_vector<Vector>(from), load_vector<Vector>(from + kLanes)} {}
@@ -57,7 +53,7 @@ FASTINV_INLINE uint32_t load_pair(const bfloat16* a) {
 // A bfloat16 is the upper half of a float.
 struct PairStep {
   using Element = bfloat16;
-  static constexpr int kTerms = 2, kRows = kPairRows;
+  static constexpr int kTerms = 2, kRows = kPairRows, kRun = 384;
   Vector even[2], odd[2];
   static FASTINV_INLINE Vector lower(Words pair) { return reinterpret_cast<Vector>(pair << 16); }
   static FASTINV_INLINE Vector upper(Words pair) { return reinterpret_cast<Vector>(pair & 0xffff0000u); }
@@ -79,7 +75,7 @@ struct PairStep {
 #ifdef FASTINV_UNITS
 struct DotStep {  // AVX512_BF16, whose one instruction of interest needs no function with other target options
   using Element = bfloat16;
-  static constexpr int kTerms = 2, kRows = kFloatRows;
+  static constexpr int kTerms = 2, kRows = kFloatRows, kRun = 2304;
   Words b[2];
   FASTINV_INLINE explicit DotStep(const bfloat16* from)
       : b{load_vector<Words>(from), load_vector<Words>(from + 2 * kLanes)} {}
@@ -149,7 +145,7 @@ void multiply(const MatrixProduct& p) {
   const auto low = rows_function<Step>(height), high = rows_function<Step>(height + (higher > 0));
   for (int64_t panel = p.first_panel; panel < p.last_panel; ++panel) {
     const T* weights = static_cast<const T*>(p.b) + panel * p.taps * p.inner * kColumns;
-    for_runs(p, kRun, [&](const Run& run, int64_t place) {
+    for_runs(p, Step::kRun, [&](const Run& run, int64_t place) {
       const T* a = static_cast<const T*>(p.a);
       float* c = p.c + panel * kColumns;
       for (int64_t i = 0; i < blocks; ++i) {

@@ -9,11 +9,14 @@ from torch import nn
 
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.models.discriminator import Discriminator
+from fastinv.models.encoders import ENCODERS
+from fastinv.models.stylegan1 import StyleGAN1Generator
 from fastinv.models.stylegan2 import Generator
 
 # kind -> what a file of ours calls the class -> the class
 MODELS: dict[str, dict[str, type[nn.Module]]] = {
-    "generator": {"stylegan2": Generator},
+    "generator": {"stylegan2": Generator, "stylegan1": StyleGAN1Generator},
+    "encoder": ENCODERS,
     "discriminator": {"stylegan2": Discriminator},
 }
 
@@ -84,7 +87,7 @@ def build(found: Network, name: str, size: int | None = None, progress: Callable
         raise CheckpointError(f"{name} is refused: its {size} bytes unfold into {needed} numbers")
     tensors, odd = {}, []
     for count, key in enumerate(expected, 1):
-        tensors[key] = found.tensors[key].detach().to(torch.float32, copy=True).contiguous()
+        tensors[key] = found.tensors[key].detach().to(expected[key].dtype, copy=True).contiguous()
         if not torch.isfinite(tensors[key]).all():
             odd.append(key)
         if progress is not None:

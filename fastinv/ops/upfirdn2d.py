@@ -104,7 +104,9 @@ def setup_filter(
     Returns:
         float32 tensor [taps] (applied along both axes) or [height, width].
     """
-    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    # Made on the CPU whatever device is the default one: its values are looked at.
+    place = f.device if isinstance(f, torch.Tensor) else "cpu"
+    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=place)
     if f.ndim > 2 or f.numel() == 0:
         raise UsageError(f"setup_filter: f must be a number, a list of taps or of rows, got shape {list(f.shape)}")
     f = f.reshape(1) if f.ndim == 0 else f

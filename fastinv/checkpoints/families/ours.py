@@ -1,0 +1,27 @@
+"""Our own safetensors: the metadata says which class it is and how it is constructed, tensors are its state dict."""
+
+from collections.abc import Callable
+
+from fastinv.checkpoints.network import MODELS, Network
+from fastinv.checkpoints.pickles import Record
+from fastinv.errors import CheckpointError
+
+NAME = "fastinv"
+DEFAULT_MODEL = "stylegan2"  # of files that do not say
+
+
+def recognises(value) -> bool:
+    """Whether a file was written by us, whatever it holds."""
+    return isinstance(value, Record) and value.module == "fastinv"
+
+
+def networks(value) -> dict[str, Callable[[], Network]]:
+    """The one network of the file; none where it holds something else, such as a latent code."""
+    return {value.name: lambda: _network(value)} if value.name in MODELS else {}
+
+
+def _network(value: Record) -> Network:
+    config, model = value.state.get("config"), value.state.get("model", DEFAULT_MODEL)
+    if not isinstance(config, dict) or not isinstance(model, str):
+        raise CheckpointError(f"does not fit its configuration: it says {str(config)[:80]} for {str(model)[:40]}")
+    return Network(value.name, model, config, value.state["tensors"])
