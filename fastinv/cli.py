@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -212,15 +213,93 @@ def info(json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")
 
 
 @app.command()
-def models() -> None:
-    """List the generators that come with the package."""
-    from fastinv.checkpoints.registry import BUNDLED, DEFAULT
+def models(
+    name: Annotated[str | None, typer.Argument(help="Say more about this one.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch it into the cache folder.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept its licence without being asked.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the checkpoints that come with the package and well-known public ones; fetch one.
 
-    for model in BUNDLED.values():
-        size = f"{model.generator.stat().st_size / 1e6:.1f} MB" if model.generator.is_file() else "not installed"
-        default = ", default" if model.name == DEFAULT else ""
-        side = f"{model.resolution} x {model.resolution}"
-        print(f"{model.name}  {side}  {size}  {model.licence}  {model.description}{default}")
+    Nothing is fetched unless --download says so, and its licence is shown first. The cache folder is FASTINV_CACHE.
+    """
+    from fastinv.checkpoints import registry
+
+    if name is None:
+        if download:
+            raise UsageError("--download needs the name of a model; `fastinv models` lists them")
+        print(registry.overview())
+        return
+    print(registry.facts(name), flush=True)
+    if download and name not in registry.BUNDLED:
+        from fastinv.checkpoints.download import fetch
+
+        def agreed(model) -> bool:
+            return yes or typer.confirm(f"Download {model.size} under this licence: {model.licence}?")
+
+        with _Progress() as progress:
+            path = fetch(registry.public_model(name), agreed, progress=lambda n, total: progress(name, n, total))
+        print(shown(path))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint of any family, or a name of `models`.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write: .safetensors, or .pt for other code.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="fastinv, rosinality or ada (a plain state dict); else by OUT's end.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Only the generator, encoder or discriminator; else all that IN holds.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="To store in, .safetensors only: float32, float16, bfloat16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a checkpoint, without running anything in it, and check the result on random inputs.
+
+    Reads StyleGAN2-ADA .pkl, PTI, TensorFlow StyleGAN and StyleGAN2 .pkl, rosinality .pt, pSp, e4e, ReStyle .pt,
+    genforce, IDInvert and ALAE .pth, and our safetensors. No option describes the network: sizes are seen in the file.
+
+    Example: fastinv convert ffhq.pkl ffhq.safetensors
+    """
+    from fastinv.checkpoints.convert import convert as run
+    from fastinv.devices import named_dtype
+
+    kind = None if dtype == "float32" else named_dtype(dtype)
+    with _Progress(hidden=quiet) as progress:
+        written = run(source, target, format_, network, kind, overwrite, progress)
+    for one in written:
+        print(
+            f"{shown(one.path)}  {one.kind}  self-check: largest difference {one.difference:.3g} of {one.largest:.3g}"
+            f"  sha256 {one.sha256}",
+            flush=True,
+        )
+
+
+class _Progress:
+    """One bar on standard error for work that says (what, done, total); nothing where that is no terminal."""
+
+    def __init__(self, hidden: bool = False):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, transient=True, disable=hidden or not console.is_terminal)
+        self.tasks: dict = {}
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+        self.bar.update(self.tasks[what], completed=done, total=total)
 
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -327,6 +406,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what Pillow has to say is in our one line
     if arguments is None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _show_warning(message, category, *place) -> None:
+    if category.__name__ == "CheckpointWarning":  # told by name: torch may not be imported here
+        say(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         status = typer.main.get_command(app).main(arguments, prog_name="fastinv", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -205,7 +205,8 @@ def test_sizes_and_names():
         "weight": [256, 512, 3, 3], "bias": [256], "noise_strength": [256], "noise_const": [64, 64],
         "affine.weight": [512, 512], "affine.bias": [512],
     }  # fmt: skip
-    assert [name for name in shapes if "torgb" in name] == [f"synthesis.b1024.torgb.{part}" for part in ("weight", "bias")]
+    last = [f"synthesis.b1024.torgb.{part}" for part in ("weight", "bias")]
+    assert [name for name in shapes if "torgb" in name] == last
     copy = StyleGAN1Generator(**generator().config)
     copy.load_state_dict(generator().state_dict(), assign=True)
     assert torch.equal(copy.synthesis(codes(copy)), generator().synthesis(codes(copy)))

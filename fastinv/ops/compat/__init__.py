@@ -173,7 +173,7 @@ def _is_ours(module: ModuleType | None) -> bool:
 
 
 def _evict(names) -> list[str]:
-    """Take the user's modules of these names out of sys.modules and off their packages; which there were."""
+    """Take the user's modules of these names out of sys.modules, and note where they are bound; which there were."""
     loaded = []
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -183,8 +183,7 @@ def _evict(names) -> list[str]:
         holder = sys.modules.get(parent)
         bound = vars(holder).get(child) if holder and parent not in _replacements.files else None
         if isinstance(bound, ModuleType):  # not so where the package has made the name a function, say
-            _attributes.append((holder, child, bound))
-            delattr(holder, child)
+            _attributes.append((holder, child, bound))  # and is bound to ours when that is imported
             module = bound
         if module is not None:
             loaded.append(name)
