@@ -115,11 +115,10 @@ def ada_network(class_name: str, tensors: dict[str, torch.Tensor], **attributes)
         head, _, rest = name.partition(".")
         (children.setdefault(head, {}) if rest else own)[rest or head] = value
     modules = {name: ada_network(_class_of(name), inside) for name, inside in children.items()}
-    state = {
-        "training": False, "_parameters": {k: Call("torch._utils._rebuild_parameter", v, True, Call("collections.OrderedDict"))
-                                           for k, v in own.items()},
-        "_buffers": {}, "_modules": modules, "_init_args": [], "_init_kwargs": {}, **attributes,
-    }  # fmt: skip
+    hooks = Call("collections.OrderedDict")
+    parameters = {name: Call("torch._utils._rebuild_parameter", value, True, hooks) for name, value in own.items()}
+    state = {"training": False, "_parameters": parameters, "_buffers": {}, "_modules": modules}
+    state |= {"_init_args": [], "_init_kwargs": {}, **attributes}
     meta = {"type": "class", "version": 6, "module_src": "# none", "class_name": class_name, "state": state}
     return Call("torch_utils.persistence._reconstruct_persistent_obj", meta)
 

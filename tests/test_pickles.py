@@ -23,7 +23,7 @@ HOSTILE = sorted(path for path in (GOLDEN / "hostile").iterdir() if path.suffix 
 
 
 def read(data: bytes):
-    return read_data(bytearray(data), "it").value
+    return read_data(bytearray(data), "a.pkl").value
 
 
 @pytest.fixture
@@ -35,18 +35,15 @@ def marker(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_data_of_every_protocol(protocol):
     value = {
         "none": None, "truth": [True, False], "integers": [0, -1, 255, 65535, -(2**31), 2**40, -(2**100), 2**300],
-        "floats": (0.5, -1e300, float("inf")), "text": ["", "x" * 300, "Grüße ☃", "\ud800"], 3: {"nested": ((), (1,), (1, 2))},
-        "set": {"a", "b"}, "frozen": frozenset({1, 2}), "bytes": [b"", b"short", b"\x00\xff" * 600],
+        "floats": (0.5, -1e300, float("inf")), "text": ["", "x" * 300, "Grüße ☃", "\ud800"],
+        3: {"nested": ((), (1,), (1, 2))}, "set": {"a", "b"}, "frozen": frozenset({1, 2}),
     }  # fmt: skip
-    if protocol == 0:  # text, which we read for the few files that are older than protocol 2
-        data = b"\x80\x00" + pickle.dumps(value, 0)
-    else:
-        data = (b"" if protocol > 1 else b"\x80\x01") + pickle.dumps(value, protocol)
-
+    if protocol > 2:  # which has no bytes; Python writes them as text, see _codecs.encode
+        value["bytes"] = [b"", b"short", b"\x00\xff" * 600]
     def plain(item):
         if isinstance(item, memoryview):
             return bytes(item)
@@ -54,7 +51,7 @@ def test_plain_data_of_every_protocol(protocol):
             return {key: plain(inner) for key, inner in item.items()}
         return type(item)(map(plain, item)) if isinstance(item, (list, tuple)) else item
 
-    assert plain(read(data)) == value
+    assert plain(read(pickle.dumps(value, protocol))) == value
 
 
 def test_what_is_shared_stays_shared():
@@ -85,7 +82,7 @@ def test_tensors_are_views_of_the_file():
     buffer = io.BytesIO()
     torch.save({"x": torch.zeros(1000)}, buffer)
     data = bytearray(buffer.getvalue())
-    x = read_data(data, "it").value["x"]
+    x = read_data(data, "a.pkl").value["x"]
     x[3] = 1.0  # nobody does this; it shows whose memory it is
     place = data.find(struct.pack("<f", 1.0))
     assert place > 0 and x.sum() == 1
@@ -174,7 +171,7 @@ def test_names_that_could_do_harm(name, marker):
 
 def test_every_opcode_that_is_left_out_is_refused():
     refused = set(range(256)) - set(pickles.OPERATIONS) - {pickles.STOP}
-    for code in b"ioP\x82\x83\x84\x96\x97\x98":  # INST OBJ PERSID EXT1 EXT2 EXT4 BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER
+    for code in b"ioP\x82\x83\x84\x97\x98":  # INST OBJ PERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER
         assert code in refused
     for code in refused:
         with pytest.raises(CheckpointError, match="opcode"):
@@ -182,7 +179,9 @@ def test_every_opcode_that_is_left_out_is_refused():
 
 
 def doubled(count: int) -> bytes:
-    return b"\x80\x02]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(count)) + b"."
+    """Lists that each hold the one before twice."""
+    steps = (b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(count))
+    return b"\x80\x02]q\x00" + b"".join(steps) + b"."
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def doubled(count: int) -> bytes:
         (b"\x80\x04T" + struct.pack("<i", -5) + b".", "bytes are announced"),
         (b"\x80\x04X" + struct.pack("<I", 2**31) + b".", "bytes are announced"),
         (b"\x80\x04\x8b" + struct.pack("<i", 100) + bytes(100) + b".", "integer of 100 bytes"),
-        (b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0j" + struct.pack("<I", 7) + b".", "never stored"),
+        (b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"j" + struct.pack("<I", 7) + b".", "never stored"),
         (b"\x80\x04" + b"]" * 1_100_000 + b".", "operations"),
         (b"\x80\x04" + b"]" * 300 + b"a" * 299 + b".", "levels deep"),
         (b"\x80\x04]q\x00h\x00a.", "contains itself"),
@@ -207,14 +206,14 @@ def doubled(count: int) -> bytes:
         (b"\x80\x04NNs.", "does not fit its operand"),
         (b"\x80\x04K\x01)R.", "used as a function"),
         (dumps(Name("collections.OrderedDict"))[:-1] + b"NR.", "no list of arguments"),
-        (b"\x80\x04I" + b"9" * 1020 + b"\n.", "."),
-        (b"\x80\x04I" + b"9" * 5000 + b"\n.", "a line has no end"),
+        (b"\x80\x04c" + b"x" * 5000 + b"\nx\n.", "a line has no end"),
         (dumps(Persistent(("storage", Name("torch.FloatStorage"), "0", "cpu", 4))), "outside itself"),
         (dumps(Call("torch._utils._rebuild_tensor_v2", None, 0, (1,), (1,))), "not made of a storage"),
         (dumps(Call("torch_utils.persistence._reconstruct_persistent_obj", {"type": "function"})), "not described"),
         (dumps(Call("torch_utils.persistence._reconstruct_persistent_obj",
                     {"type": "class", "class_name": "G", "version": 7})), "version 7"),
-        (dumps([Call("_codecs.encode", "x" * 5000, "latin1")] * 1000), "repeats its data"),
+        (b"\x80\x04c_codecs\nencode\nq\x00" + dumps("x" * 5000)[2:-1] + b"q\x01" + b"h\x00h\x01\x85R" * 1000 + b".",
+         "repeats its data"),
         (dumps(Call("_codecs.encode", "x", "rot13")), "unknown way"),
         (dumps(Call("numpy.core.multiarray._reconstruct", Name("numpy.ndarray"), (0,), b"b",
                     state=(1, (2**40,), Call("numpy.dtype", "f4"), False, b"1234"))), "does not fit its 4 bytes"),
@@ -225,7 +224,7 @@ def doubled(count: int) -> bytes:
 def test_damaged_and_overblown_pickles(data, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         read(data)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("cannot read it")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("cannot read a.pkl: ")
 
 
 def geometry(offset, shape, strides):

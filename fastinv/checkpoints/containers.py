@@ -4,10 +4,12 @@ Containers: plain pickles, torch.save's zip files and the streams that it wrote 
 refused with a line that says what it looks like.
 """
 
+import contextlib
 import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastinv.checkpoints.pickles import Limits, Record, finished, read_pickle
@@ -17,8 +19,8 @@ from fastinv.files import KEY, our_facts, read_safetensors, shown
 
 # What the libraries beneath may raise on damaged data. Each becomes a CheckpointError that names the file.
 DAMAGE = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, RuntimeError, EOFError,
-    NotImplementedError, MemoryError, struct.error, zipfile.BadZipFile,
+    ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
+    EOFError, NotImplementedError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 STARTS = {
@@ -59,6 +61,8 @@ def read_file(path: str | os.PathLike) -> Contents:
     """
     name = shown(path)
     try:
+        if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+            raise CheckpointError(f"{name} is not an ordinary file")  # to open a pipe would wait for its other end
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
@@ -78,25 +82,43 @@ def read_data(data, name: str) -> Contents:
     view = memoryview(data)
     limits = Limits(copied_bytes=2 * len(view) + 2**20)
     start = bytes(view[:64])
-    try:
+    with named(name, f"cannot read {name}: ", f"cannot read {name}: it is damaged"):
         if start[:4] == b"PK\x03\x04":
-            value, container = _zip(data, view, limits), "torch zip"
+            value, container = _zip(view, limits), "torch zip"
         elif start.startswith(LEGACY_START):
             value, container = _legacy(view, limits), "torch stream"
-        elif start[:1] == b"\x80" and start[1:2] <= b"\x05":
+        elif start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05":
             value, end = read_pickle(view, names(limits), limits)
             if end != len(view):
                 raise CheckpointError(f"it goes on for {len(view) - end} bytes where it should end")
             container = "pickle"
         else:
             raise CheckpointError(f"{name} {_what_it_looks_like(start)}")
-        return Contents(finished(value), container, len(view))
+        return Contents(finished(value, len(view)), container, len(view))
+
+
+@contextlib.contextmanager
+def named(name: str, refused: str, damaged: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a CheckpointError of one line that names the file.
+
+    Args:
+        name: what the line calls the file; a CheckpointError that begins with it is taken as it is.
+        refused: what other CheckpointErrors are preceded with.
+        damaged: what stands before the reason when a library beneath fails on the data.
+    """
+    try:
+        yield
     except CheckpointError as error:
         text = str(error)
-        raise CheckpointError(text if text.startswith(name) else f"cannot read {name}: {text}") from error
+        raise CheckpointError(one_line(text if text.startswith(name) else f"{refused}{text}")) from error
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"cannot read {name}: it is damaged ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(one_line(f"{damaged} ({type(error).__name__}: {reason})")) from error
+
+
+def one_line(text: str) -> str:
+    """Text that may hold names out of a file, fit for a terminal: what cannot be printed is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _what_it_looks_like(start: bytes) -> str:
@@ -125,10 +147,10 @@ def _legacy(view: memoryview, limits: Limits):
     return value
 
 
-def _zip(data, view: memoryview, limits: Limits):
+def _zip(view: memoryview, limits: Limits):
     """torch.save's zip: <root>/data.pkl, and every storage, uncompressed, as <root>/data/<key>."""
     try:
-        archive = zipfile.ZipFile(data if hasattr(data, "read") else _File(view))
+        archive = zipfile.ZipFile(_File(view))
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"it is cut off or damaged ({error})") from error
     members: dict[str, zipfile.ZipInfo] = {}

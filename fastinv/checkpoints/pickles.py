@@ -19,6 +19,7 @@ from fastinv.errors import CheckpointError
 MAX_OPERATIONS = 1_000_000  # a 1024x1024 network with its optimizer's state has some 50,000
 MAX_DEPTH = 200
 MAX_NODES = 2_000_000  # of the result when everything shared is counted as often as it is reached
+MAX_SHARING = 8  # likewise the bytes of tensors, as a multiple of the file's; a training file may hold two twice
 MAX_INTEGER_BYTES = 64
 SHORT = 1024  # byte strings up to here are copied, longer ones stay views of the file
 
@@ -59,6 +60,11 @@ class Limits:
 
     copied_bytes: int
     operations: int = MAX_OPERATIONS
+
+    def work(self, count: int = 1) -> None:
+        self.operations -= count
+        if self.operations < 0:
+            raise CheckpointError(f"it takes more than {MAX_OPERATIONS} operations to read, which no network needs")
 
     def copy(self, count: int) -> None:
         self.copied_bytes -= count
@@ -159,6 +165,8 @@ def _get(m: _Machine, index: int) -> None:
 
 
 def _global(m: _Machine, module, name) -> None:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise CheckpointError(f"it is damaged: a name at byte {m.position} is no text")
     key = f"{module}.{name}"
     found = m.names.get(key)
     if found is None:
@@ -168,12 +176,18 @@ def _global(m: _Machine, module, name) -> None:
     m.push(found)
 
 
+def _weigh(m: _Machine, *values) -> None:
+    """Counts the members of what a function goes through; else a short file could have a long list copied often."""
+    m.limits.work(sum(len(value) for value in values if isinstance(value, (dict, list, tuple, set, frozenset))))
+
+
 def _call(m: _Machine, function, arguments) -> None:
     if not isinstance(function, Inert) or function.make is None:
         what = function.name if isinstance(function, Inert) else f"a {type(function).__name__}"
         raise CheckpointError(f"it is damaged: {what} is used as a function at byte {m.position}")
     if not isinstance(arguments, tuple):
         raise CheckpointError(f"it is damaged: a call at byte {m.position} has no list of arguments")
+    _weigh(m, arguments, *arguments)
     made = function.make(*arguments)
     m.push(Pending(function, made) if function.build else made)
 
@@ -181,6 +195,7 @@ def _call(m: _Machine, function, arguments) -> None:
 def _build(m: _Machine) -> None:
     state = m.pop()
     target = m.top((dict, Record, Pending))
+    _weigh(m, state, *(state if isinstance(state, tuple) else ()))
     if isinstance(target, Pending):
         target.value = target.inert.build(target.value, state)
         return
@@ -193,10 +208,14 @@ def _build(m: _Machine) -> None:
     (target if isinstance(target, dict) else target.state).update(state)
 
 
-def _key(value):
-    """A dict key or member of a set: plain and cheap to hash."""
-    plain = value is None or isinstance(value, (str, bytes, float)) or (isinstance(value, int) and abs(value) < 2**60)
-    if plain or (isinstance(value, tuple) and len(value) <= 8 and all(isinstance(v, (str, int)) for v in value)):
+def plain_key(value):
+    """A dict key or member of a set: plain and cheap to hash; larger integers can all be made to have the same hash."""
+
+    def plain(part) -> bool:
+        small = isinstance(part, int) and abs(part) < 2**60
+        return part is None or small or isinstance(part, (str, bytes, float))
+
+    if plain(value) or (isinstance(value, tuple) and len(value) <= 8 and all(plain(part) for part in value)):
         return value
     raise CheckpointError(f"it uses a {type(value).__name__} as a key")
 
@@ -206,16 +225,11 @@ def _set_items(m: _Machine, items: list) -> None:
     if len(items) % 2:
         raise CheckpointError(f"it is damaged: a key without a value at byte {m.position}")
     for index in range(0, len(items), 2):
-        target[_key(items[index])] = items[index + 1]
-
-
-def _dict_of(m: _Machine, items: list) -> None:
-    m.push({})
-    _set_items(m, items)
+        target[plain_key(items[index])] = items[index + 1]
 
 
 def _add_items(m: _Machine, items: list) -> None:
-    m.top(set).update(_key(item) for item in items)
+    m.top(set).update(plain_key(item) for item in items)
 
 
 def _persistent(m: _Machine) -> None:
@@ -256,27 +270,17 @@ def _set_item(m: _Machine) -> None:
     _set_items(m, [m.pop(), value])
 
 
-def _integer_line(m: _Machine) -> None:
-    text = m.line()
-    m.push({"00": False, "01": True}.get(text, None) if text in ("00", "01") else int(text))
-
-
-# Not here, and so refused: INST, OBJ, PERSID, the extension registry, bytearrays and out-of-band buffers.
+# Protocols 2 to 5, as networks use them. Not here, and so refused: INST, OBJ, PERSID, the extension registry,
+# out-of-band buffers, and the text forms of protocols 0 and 1.
 OPERATIONS: dict[int, Callable[[_Machine], None]] = {
     ord(code): operation
     for code, operation in {
         "\x80": lambda m: m.take(1),  # PROTO
         "\x95": lambda m: m.take(8),  # FRAME
         "(": lambda m: m.push(MARK),
-        "0": lambda m: m.stack.pop() if m.stack and m.stack[-1] is MARK else m.pop(),
-        "1": lambda m: m.pop_to_mark(),
-        "2": lambda m: m.push(m.top(object)),
         "N": lambda m: m.push(None),
         "\x88": lambda m: m.push(True),
         "\x89": lambda m: m.push(False),
-        "I": _integer_line,
-        "L": lambda m: m.push(int(m.line().removesuffix("L"))),
-        "F": lambda m: m.push(float(m.line())),
         "J": lambda m: m.push(m.number("<i")),
         "K": lambda m: m.push(m.number("<B")),
         "M": lambda m: m.push(m.number("<H")),
@@ -288,29 +292,26 @@ OPERATIONS: dict[int, Callable[[_Machine], None]] = {
         "B": lambda m: _bytes(m, m.number("<I")),
         "C": lambda m: _bytes(m, m.number("<B")),
         "\x8e": lambda m: _bytes(m, m.number("<Q")),
+        "\x96": lambda m: _bytes(m, m.number("<Q")),  # a bytearray, for which bytes do
         "X": lambda m: _text(m, m.number("<I")),
         "\x8c": lambda m: _text(m, m.number("<B")),
         "\x8d": lambda m: _text(m, m.number("<Q")),
         "]": lambda m: m.push([]),
         "a": _append,
         "e": lambda m: _extend(m, m.pop_to_mark()),
-        "l": lambda m: m.push(m.pop_to_mark()),
         ")": lambda m: m.push(()),
         "t": lambda m: m.push(tuple(m.pop_to_mark())),
         "\x85": _tuple_of(1),
         "\x86": _tuple_of(2),
         "\x87": _tuple_of(3),
         "}": lambda m: m.push({}),
-        "d": lambda m: _dict_of(m, m.pop_to_mark()),
         "s": _set_item,
         "u": lambda m: _set_items(m, m.pop_to_mark()),
         "\x8f": lambda m: m.push(set()),
         "\x90": lambda m: _add_items(m, m.pop_to_mark()),
-        "\x91": lambda m: m.push(frozenset(_key(item) for item in m.pop_to_mark())),
-        "g": lambda m: _get(m, int(m.line())),
+        "\x91": lambda m: m.push(frozenset(plain_key(item) for item in m.pop_to_mark())),
         "h": lambda m: _get(m, m.number("<B")),
         "j": lambda m: _get(m, m.number("<I")),
-        "p": lambda m: _put(m, int(m.line())),
         "q": lambda m: _put(m, m.number("<B")),
         "r": lambda m: _put(m, m.number("<I")),
         "\x94": lambda m: _put(m, len(m.memo)),
@@ -364,50 +365,55 @@ def read_pickle(
             raise CheckpointError(
                 f"it is damaged, or holds what no network needs: opcode {code:#04x} at byte {m.position - 1}"
             )
-        limits.operations -= 1
-        if limits.operations < 0:
-            raise CheckpointError(f"it takes more than {MAX_OPERATIONS} operations to read, which no network needs")
+        limits.work()
         operation(m)
     raise CheckpointError("it is cut off: the data ends before the pickle does")
 
 
-def finished(value):
+def finished(value, size: int | None = None):
     """The object as a tree of plain data: pending arrays in their final form; what is shared stays shared.
+
+    Args:
+        value: what `read_pickle` gave.
+        size: bytes of the file, which bound those of all tensors; None does not.
 
     Raises:
         CheckpointError: it contains itself, is nested too deeply, or unfolds into far more than the file holds.
     """
-    done: dict[int, tuple[object, int, object]] = {}  # id -> (result, nodes when unfolded, the original, kept alive)
+    most = None if size is None else MAX_SHARING * size + 2**20
+    # id -> (result, nodes and bytes of tensors when unfolded, the original, kept alive)
+    done: dict[int, tuple[object, int, int, object]] = {}
 
-    def visit(node, depth: int) -> tuple[object, int]:
+    def visit(node, depth: int) -> tuple[object, int, int]:
         if isinstance(node, Pending):
             node = node.value
         if not isinstance(node, (dict, list, tuple, set, frozenset, Record)):
-            return node, 1
+            return node, 1, getattr(node, "nbytes", 0)
         known = done.get(id(node))
         if known is not None:
             if known[1] == 0:
                 raise CheckpointError("it contains itself")
-            return known[:2]
+            return known[:3]
         if depth > MAX_DEPTH:
             raise CheckpointError(f"it is nested more than {MAX_DEPTH} levels deep")
-        done[id(node)] = (None, 0, node)
+        done[id(node)] = (None, 0, 0, node)
         if isinstance(node, Record):
-            inner, nodes = visit(node.state, depth + 1)
+            inner, nodes, held = visit(node.state, depth + 1)
             result = Record(node.module, node.name, inner)
         elif isinstance(node, dict):
-            result, nodes = {}, 1
+            result, nodes, held = {}, 1, 0
             for key, item in node.items():
-                result[key], more = visit(item, depth + 1)
-                nodes += more
+                result[key], more, bytes_more = visit(item, depth + 1)
+                nodes, held = nodes + more, held + bytes_more
         elif isinstance(node, (set, frozenset)):
-            result, nodes = node, 1 + len(node)
+            result, nodes, held = node, 1 + len(node), 0
         else:
-            pairs = [visit(item, depth + 1) for item in node]
-            result, nodes = type(node)(pair[0] for pair in pairs), 1 + sum(pair[1] for pair in pairs)
-        if nodes > MAX_NODES:
-            raise CheckpointError("it unfolds into far more objects than a network has")
-        done[id(node)] = (result, nodes, node)
-        return result, nodes
+            items = [visit(item, depth + 1) for item in node]
+            result = type(node)(item[0] for item in items)
+            nodes, held = 1 + sum(item[1] for item in items), sum(item[2] for item in items)
+        if nodes > MAX_NODES or (most is not None and held > most):
+            raise CheckpointError("it unfolds into far more than a network has")
+        done[id(node)] = (result, nodes, held, node)
+        return result, nodes, held
 
     return visit(value, 0)[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastinv.checkpoints.pickles import Inert, Limits, Pending, Record, read_pickle
+from fastinv.checkpoints.pickles import Inert, Limits, Pending, Record, plain_key, read_pickle
 from fastinv.errors import CheckpointError
 
 STORAGES = {
@@ -26,7 +26,13 @@ ARRAY_DTYPES = {
 }  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's before its zip files (torch 1.5 and older)
 LEGACY_PROTOCOL = 1001
+MAX_DIMENSIONS = 16
 PERSISTENT_VERSION = 6  # of the networks that StyleGAN2-ADA and StyleGAN3 save
+
+
+def _sizes(numbers: tuple) -> bool:
+    """Whether these are few plain whole numbers, none below 0 or beyond what any file has."""
+    return len(numbers) <= MAX_DIMENSIONS + 1 and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
 
 
 @dataclass(eq=False)
@@ -41,9 +47,8 @@ class Storage:
         """A tensor of this shape over the elements, if it lies within them."""
         if not isinstance(shape, tuple) or not isinstance(strides, tuple):
             raise CheckpointError("it is damaged: a tensor has no shape and strides")
-        numbers = [offset, *shape, *strides]
-        if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) > 16:
-            raise CheckpointError(f"a tensor has an impossible shape: {shape}, strides {strides}, offset {offset}")
+        if len(shape) != len(strides) or not _sizes(shape) or not _sizes((offset, *strides)):
+            raise CheckpointError("a tensor has an impossible shape, stride or offset")
         elements = math.prod(shape)
         available = self.count * self.dtype.itemsize // dtype.itemsize
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -99,7 +104,8 @@ def read_legacy(data: memoryview, position: int, limits: Limits, table: Mapping[
     begin = position
     _, position = read_pickle(data, table, limits, position, storage)
     keys, position = read_pickle(data, {}, limits, position)
-    if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or set(map(str, keys)) != set(found):
+    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not texts or len(set(keys)) != len(keys) or set(keys) != set(found):
         raise CheckpointError("its list of storages does not fit what it refers to")
     for key in keys:
         dtype, count = found[key].dtype, found[key].count
@@ -117,6 +123,7 @@ def read_legacy(data: memoryview, position: int, limits: Limits, table: Mapping[
 def _storage_of_bytes(limits: Limits, data) -> Storage:
     """``torch.storage._load_from_bytes``: torch would unpickle these bytes unrestrictedly; we read them as a file."""
     view = _shareable(limits, data)
+    limits.copy(len(view))  # or the same long text in it could be read again and again
     value, end = read_legacy(view, 0, limits, NAMES)
     if end != len(view):
         raise CheckpointError(f"{len(view) - end} bytes follow a storage where it should end")
@@ -183,8 +190,10 @@ def _array(limits: Limits, data, dtype, shape, order="C") -> torch.Tensor:
     if not isinstance(dtype, ArrayDtype) or not isinstance(shape, tuple):
         raise CheckpointError("it is damaged: an array is not made of bytes, a type and a shape")
     kind, view = dtype.torch, _shareable(limits, data)
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * kind.itemsize != len(view):
-        raise CheckpointError(f"an array of shape {list(shape)[:16]} does not fit its {len(view)} bytes")
+    if not _sizes(shape):
+        raise CheckpointError("an array has an impossible shape")
+    if math.prod(shape) * kind.itemsize != len(view):
+        raise CheckpointError(f"an array of shape {list(shape)} does not fit its {len(view)} bytes")
     fortran = order == "F"
     strides, step = [], 1
     for n in shape if fortran else reversed(shape):
@@ -216,9 +225,10 @@ def _network(meta) -> Record:
     """A network saved by StyleGAN2-ADA or StyleGAN3: its source text is in there too, and is not looked at."""
     if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str):
         raise CheckpointError("it is damaged: a saved network is not described as such")
-    if meta.get("version") != PERSISTENT_VERSION:
-        version = str(meta.get("version"))[:20]
-        raise CheckpointError(f"a network is saved in version {version}; only {PERSISTENT_VERSION} is known")
+    version = meta.get("version")
+    if type(version) is not int or version != PERSISTENT_VERSION:
+        shown = version if type(version) is int else f"a {type(version).__name__}"
+        raise CheckpointError(f"a network is saved in version {shown}; only {PERSISTENT_VERSION} is known")
     state = meta.get("state")
     if state is not None and not isinstance(state, dict):
         raise CheckpointError("it is damaged: the state of a saved network is no dictionary")
@@ -235,18 +245,17 @@ def _mapping(*arguments) -> dict:
         raise CheckpointError("it is damaged: a dictionary is made of something else than keys and values")
     result = {}
     for item in items:
-        if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], (str, int)):
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise CheckpointError("it is damaged: a dictionary is made of something else than keys and values")
-        result[item[0]] = item[1]
+        result[plain_key(item[0])] = item[1]
     return result
 
 
 def _members(kind: type) -> Callable:
     def make(items=()):
-        plain = isinstance(items, (list, tuple)) and all(isinstance(i, (str, int, float)) or i is None for i in items)
-        if not plain:
-            raise CheckpointError("it is damaged: a set has members that are no names or numbers")
-        return kind(items)
+        if not isinstance(items, (list, tuple)):
+            raise CheckpointError("it is damaged: a set is made of something else than its members")
+        return kind(plain_key(item) for item in items)
 
     return make
 
@@ -261,13 +270,6 @@ def _path(*parts) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise CheckpointError("it is damaged: a path is no text")
     return "/".join(parts)
-
-
-def _reconstructor(kind, *_) -> object:
-    """copyreg._reconstructor(class, base, value): how protocols 0 and 1 make an object before setting its state."""
-    if not isinstance(kind, Inert) or kind.make is None:
-        raise CheckpointError("it is damaged: an object is made of no class")
-    return kind.make()
 
 
 def _network_tf() -> Record:
@@ -290,7 +292,6 @@ def _table() -> dict[str, Inert]:
         "torch.Size": _size,
         "torch.device": lambda *parts: ":".join(str(part) for part in parts if isinstance(part, (str, int))),
         "argparse.Namespace": _mapping,
-        "builtins.object": None,
     }
     makers |= {f"{module}.{name}": None for module in ("torch", "torch.storage") for name in STORAGES}
     makers |= {name: None for name in TORCH_DTYPES}
@@ -304,10 +305,8 @@ def _table() -> dict[str, Inert]:
     table = {name: Inert(name, make) for name, make in makers.items()}
     table["numpy.dtype"] = Inert("numpy.dtype", _dtype, _build_dtype)
     table["numpy.ndarray"] = Inert("numpy.ndarray")
-    for name in ("object", "dict", "set", "frozenset", "bytes"):  # as Python 2 and the protocols 0 to 2 name them
+    for name in ("dict", "set", "frozenset", "bytes"):  # as Python 2 and protocol 2 name them
         table[f"__builtin__.{name}"] = table[f"builtins.{name}"]
-    for name in ("copyreg._reconstructor", "copy_reg._reconstructor"):
-        table[name] = Inert(name, _reconstructor)
     return table
 
 

@@ -1,5 +1,6 @@
 """StyleGAN2's operations: each with a native kernel and a reference in plain PyTorch (`<op>_ref`)."""
 
+from . import compat
 from .bias_act import bias_act, bias_act_ref
 from .conv2d_resample import conv2d_resample, conv2d_resample_ref
 from .modulated_conv2d import modulated_conv2d, modulated_conv2d_ref
@@ -18,6 +19,7 @@ from .upfirdn2d import (
 )
 
 __all__ = [
+    "compat",
     "bias_act",
     "bias_act_ref",
     "conv2d_resample",

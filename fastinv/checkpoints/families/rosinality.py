@@ -20,6 +20,7 @@ NAME = "rosinality"
 GENERATOR_TENSOR, DISCRIMINATOR_TENSOR = "conv1.conv.modulation.weight", "final_linear.0.weight"
 MEAN_SAMPLES = 10_000
 MAX_BLOCKS = 10  # after the first: 4096x4096
+MAX_DEPTH = 64  # of the mapping network, which is 8; it may have to be run
 
 
 def recognises(value) -> bool:
@@ -61,6 +62,8 @@ def generator(
     depth = _count(tensors, "style.{}.weight", first=1)
     if not blocks or not depth:
         raise CheckpointError(f"the tensor {'style.1.weight' if blocks else 'to_rgbs.0.conv.weight'} is missing")
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"its mapping network has {depth} layers; {MAX_DEPTH} are the most")
     names = generator_names(_resolutions(blocks), depth)
     ours = {name: _read(name, tensors[theirs]) for name, theirs in names.items() if theirs in tensors}
     if not any(name.startswith("noises.") for name in tensors):

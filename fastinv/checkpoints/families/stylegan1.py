@@ -45,7 +45,7 @@ UNUSED = re.compile(r"(synthesis/)?lod|synthesis/ToRGB_lod[1-9]\d?/(weight|bias)
 
 def recognises(value) -> bool:
     """Whether this is (G, D, Gs) or (E, G, D, Gs) of StyleGAN, or one such generator: v2 has no ``StyleMod``."""
-    return any(name == MARK for name, _ in tensorflow._items(_averaged(value)))
+    return any(name == MARK for name, _ in tensorflow.variables(_averaged(value)))
 
 
 def networks(value) -> dict[str, Callable[[], Network]]:
@@ -121,7 +121,7 @@ def _read(network: Record) -> Network:
         raise CheckpointError(f"it is a TensorFlow network of version {shown}; only 2, 3 and 4 are supported")
     options = _options(network)
     tensors, extra, lod = {}, [], None
-    for name, value in tensorflow._items(network):
+    for name, value in tensorflow.variables(network):
         if name.startswith("mapping/LabelConcat/"):
             raise CheckpointError("it is a conditional StyleGAN generator; only unconditional ones are supported")
         ours = _our_name(name)

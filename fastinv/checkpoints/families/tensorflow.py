@@ -39,7 +39,7 @@ UNUSED = ("lod",)  # the level of detail that progressive growing would fade in
 def recognises(value) -> bool:
     """Whether this is (G, D, Gs) of StyleGAN2, or one such generator: v1 has no ``mod_weight``."""
     generator = value[-1] if isinstance(value, (tuple, list)) and len(value) == 3 else value
-    return any(name.endswith("/mod_weight") for name, _ in _items(generator))
+    return any(name.endswith("/mod_weight") for name, _ in variables(generator))
 
 
 def networks(value) -> dict[str, Callable[[], Network]]:
@@ -52,7 +52,7 @@ def networks(value) -> dict[str, Callable[[], Network]]:
     return found
 
 
-def _items(network) -> list[tuple[str, object]]:
+def variables(network) -> list[tuple[str, object]]:
     """(name, value) of a network's variables; a component's begin with its name and a slash."""
     found, pending = [], [("", network)]
     for component in ("mapping", "synthesis"):
@@ -70,7 +70,7 @@ def _items(network) -> list[tuple[str, object]]:
 
 
 def _generator(network: Record) -> Network:
-    items = _items(network)
+    items = variables(network)
     if any("ToRGB_lod" in name for name, _ in items):
         raise CheckpointError(PROGRESSIVE)
     if any(name == "mapping/LabelConcat/weight" for name, _ in items):
@@ -89,7 +89,7 @@ def _generator(network: Record) -> Network:
 def _discriminator(network: Record) -> Network:
     options = _options(network)
     group_size = options.get("mbstd_group_size", ada.DEFAULT_GROUP_SIZE)
-    tensors, extra = _convert(_items(network), _discriminator_name, flipped=())
+    tensors, extra = _convert(variables(network), _discriminator_name, flipped=())
     if "mapping.embed.weight" not in tensors and tensors.get("b4.out.weight", torch.empty(1, 1)).shape[0] != 1:
         raise CheckpointError(
             "it is a conditional discriminator of the first StyleGAN2 release, whose labels enter in another way than "
