@@ -72,7 +72,7 @@ def test_as_close_to_float64_as_layer_by_layer(dtype, impl, clamp):
         assert error <= 2 * allowed
 
 
-@pytest.mark.parametrize("same", kinds.candidates(1, torch.float32), ids="-".join)
+@pytest.mark.parametrize("same", kinds.candidates(1), ids="-".join)
 @pytest.mark.skipif(torch.float32 not in NATIVE, reason="no kernels")
 def test_every_form(same):
     """Winograd too, at channels and sizes where it would not be chosen."""
@@ -268,7 +268,9 @@ def test_choice_of_kinds(monkeypatch):
     assert kinds.choose(layer, 4) == Form("winograd", "winograd")
     assert kinds.choose(layer, 8) == kinds.choose(layer, 4, ("direct", "direct")) == Form("direct", "direct")
     assert kinds.choose_kind(512, 512, 64, torch.float32) == "winograd"
-    assert kinds.choose_kind(512, 512, 64, torch.bfloat16) == "direct"
+    for unit, kind in (("amx", "direct"), ("avx512_bf16", "winograd")):
+        monkeypatch.setattr(kinds._ext, "cpu_matrix", lambda unit=unit: unit)
+        assert kinds.choose_kind(512, 512, 64, torch.bfloat16) == kind
     with pytest.raises(UsageError, match="no form of a fused layer with up=1 in float32"):
         kinds.choose(layer, 4, ("up", "down"))
 

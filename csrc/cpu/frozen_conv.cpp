@@ -65,7 +65,6 @@ Kind kind_of(int64_t code) {
 void check_dtype(ScalarType dtype, Kind kind) {
   FASTINV_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, kOp, ": dtype ",
                 torch::headeronly::toString(dtype), " has no kernel; use float32 or bfloat16");
-  FASTINV_CHECK(kind != Kind::winograd || dtype == ScalarType::Float, kOp, ": the kind 'winograd' is for float32");
   FASTINV_CHECK(dtype == ScalarType::Float || kind == Kind::none || bfloat16_unit() != Bfloat16Unit::none, kOp,
                 ": this CPU has no bfloat16 arithmetic (AVX512_BF16 or AMX)");
 }
@@ -101,7 +100,7 @@ int64_t work_bytes(const FrozenConv& p, const Tail& tail, ScalarType dtype, int6
       case Kind::direct:
         return FASTINV_ISA_CALL(direct_work<T>, p, tail, threads);
       case Kind::winograd:
-        return FASTINV_ISA_CALL(winograd_work, p, tail, threads);
+        return FASTINV_ISA_CALL(winograd_work<T>, p, tail, threads);
       case Kind::up:
         return FASTINV_ISA_CALL(up_work<T>, p, tail, threads);
       case Kind::down:
@@ -152,7 +151,7 @@ void run(const FrozenConv& p, const Tail& tail, ScalarType dtype, const Operand&
       case Kind::direct:
         return FASTINV_ISA_CALL(direct_run<T>, p, tail, memory, parallel);
       case Kind::winograd:
-        return FASTINV_ISA_CALL(winograd_run, p, tail, memory, parallel);
+        return FASTINV_ISA_CALL(winograd_run<T>, p, tail, memory, parallel);
       case Kind::up:
         return FASTINV_ISA_CALL(up_run<T>, p, tail, memory, parallel);
       case Kind::down:

@@ -39,7 +39,8 @@ struct Parallel {
 };
 
 // For each kind K: K_packed_size and K_work in bytes; K_pack from a float weight [O, I, 3, 3] (which one: FrozenWeight
-// of fastinv/ops/frozen_conv.py). work is 64-byte aligned. T: float and bfloat16; winograd: float.
+// of fastinv/ops/frozen_conv.py). work is 64-byte aligned. T: float and bfloat16; winograd multiplies in float for
+// both.
 // clang-format off
 FASTINV_FOR_EACH_ISA(
 template <class T> int64_t none_work(const FrozenConv& p, const Tail& tail, int64_t threads);
@@ -52,8 +53,8 @@ template <class T> void direct_run(const FrozenConv& p, const Tail& tail, char* 
 
 int64_t winograd_packed_size(int64_t inputs, int64_t outputs);
 void winograd_pack(const float* weight, int64_t inputs, int64_t outputs, void* packed);
-int64_t winograd_work(const FrozenConv& p, const Tail& tail, int64_t threads);
-void winograd_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel);
+template <class T> int64_t winograd_work(const FrozenConv& p, const Tail& tail, int64_t threads);
+template <class T> void winograd_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel);
 
 template <class T> int64_t up_packed_size(int64_t inputs, int64_t outputs);
 template <class T> void up_pack(const float* weight, int64_t inputs, int64_t outputs, void* packed);

@@ -31,6 +31,9 @@ FASTINV_INLINE V load_vector(const void* from) {
 FASTINV_INLINE void store_vector(void* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 
 // One step of the sums: a term, or a pair of terms that lie side by side. `sums` is one row's.
+// kRun: terms that are added one by one, before their sum is added to C. In float32 shorter runs round less (by 1.4 to
+// 1.8 for sums of 512 terms); in bfloat16 what they would save is lost in the rounding of the factors, and reading and
+// writing C more often costs time.
 struct FloatStep {
   using Element = float;
   static constexpr int kTerms = 1, kRows = kFloatRows, kRun = 128;

@@ -17,17 +17,16 @@ from fastinv.models.convolution import Form, FrozenConvolution
 from fastinv.ops.frozen_conv import FrozenWeight, frozen_conv
 
 SAME_SIZE = ("direct", "winograd")
-# (instruction set, inputs, outputs, size of the map) -> kind, where the rule is wrong. float32; bfloat16 is direct.
-# Empty: the rule is right for all layers of config-f on the machine where they were measured, Intel with AVX-512.
+# (instruction set, inputs, outputs, size of the map) -> kind, where the rule is wrong for float32. Empty: it is right
+# for all layers of config-f on the machines where they were measured, Intel and AMD Zen 4 with AVX-512.
 TABLE: dict[tuple[str, int, int, int], str] = {}
 
 
-def candidates(up: int, dtype: torch.dtype) -> list[Form]:
+def candidates(up: int) -> list[Form]:
     """All forms of a fused layer with this up-sampling factor."""
     if up == 2:
         return [Form("up", "down")]
-    kinds = SAME_SIZE if dtype == torch.float32 else SAME_SIZE[:1]
-    return [Form(*pair) for pair in itertools.product(kinds, kinds)]
+    return [Form(*pair) for pair in itertools.product(SAME_SIZE, SAME_SIZE)]
 
 
 def choose_kind(inputs: int, outputs: int, size: int, dtype: torch.dtype) -> str:
@@ -36,10 +35,13 @@ def choose_kind(inputs: int, outputs: int, size: int, dtype: torch.dtype) -> str
     Winograd has four times fewer multiplications and four times larger weights: it needs large maps to pay for reading
     those, and many channels to pay for its transforms. At 512 channels and 16x16 it is still 1.5 times as fast, but
     that is one hundredth of a step, and its weights would be a twentieth of the memory.
+
+    Of bfloat16 maps Winograd makes float32 products: AVX512_BF16 has twice their rate and loses (Zen 4: 1.2 to 1.5
+    times the time), AMX has more.
     """
-    if dtype != torch.float32:
-        return "direct"
     rule = "winograd" if min(inputs, outputs) >= 32 and size >= 32 else "direct"
+    if dtype != torch.float32:
+        return "direct" if _ext.cpu_matrix() == "amx" else rule
     return TABLE.get((_ext.cpu_isa(), inputs, outputs, size), rule)
 
 
@@ -49,7 +51,7 @@ def choose(convolution: FrozenConvolution, size: int, override: Form | None = No
     Raises:
         UsageError: an override that is no form of such a layer.
     """
-    forms = candidates(convolution.up, convolution.dtype)
+    forms = candidates(convolution.up)
     if override is not None:
         form = Form(*override)
         if form not in forms:

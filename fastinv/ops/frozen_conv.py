@@ -38,7 +38,7 @@ from .synthesis import SAME, SUMS, TRANSPOSED, epilogue_backward_ref, epilogue_r
 KINDS = {
     "none": 0,  # no convolution: the pass after it alone
     "direct": 1,  # size kept, one multiplication for each tap
-    "winograd": 2,  # size kept, F(4x4, 3x3), float32 only
+    "winograd": 2,  # size kept, F(4x4, 3x3), products in float32 also for bfloat16 maps
     "up": 3,  # size doubled: transposed convolution of stride 2, then the FIR filter
     "down": 4,  # the adjoint of "up": size halved
 }
@@ -96,8 +96,6 @@ class FrozenWeight:
 
     def obstacle(self) -> str:
         """Why there is no kernel of this kind on this machine; "" if there is."""
-        if self.kind == "winograd" and self.dtype != torch.float32:
-            return "the kind 'winograd' is for float32"
         return obstacle(self.dtype, self.source.device.type)
 
     def result_size(self, height: int, width: int) -> tuple[int, int]:
