@@ -184,81 +184,106 @@ struct Run {
   Lanes<C>* dnoise;  // or null; is added to
 };
 
-template <bool unit, bool with_values, bool with_rgb, bool with_sums, class V, class O, class T>
-FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
-                                 const Run<V, O, T>& r) {
+// `count` vectors of channels from c on, or, if `whole` is not set, the last channels of all, fewer than a vector.
+template <bool unit, bool with_values, bool with_rgb, bool with_sums, bool whole, int count, class V, class O, class T>
+FASTINV_INLINE void backward_channels(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
+                                      const Run<V, O, T>& r, int64_t c) {
   using C = compute_t<T>;
   using L = Lanes<C>;
   constexpr int64_t lanes = kLanes<T>;
   const L above = lanes_of(shape.above), below = lanes_of(shape.below), clamp = lanes_of(shape.clamp);
-  V some_values[kRun * lanes];
-  T some_y[kRun * lanes];
-  O some_du[kRun * lanes];
-  for (int64_t c = 0; c < channels; c += lanes) {
-    const bool whole = c + lanes <= channels;
-    const V* values = with_values ? r.values + c : nullptr;
-    const T* y = r.y + c;
-    O* du = r.du ? r.du + c : nullptr;
-    int64_t v_row = r.row_stride, v_pixel = r.pixel_stride, y_row = r.y_row_stride, y_pixel = r.y_pixel_stride;
-    int64_t du_row = r.du_row_stride, du_pixel = r.du_pixel_stride;
-    if (__builtin_expect(!whole, 0)) {
-      const int64_t row = r.columns * lanes;
-      for (int64_t i = 0; i < r.rows; ++i) {
-        if (with_values) gather(some_values + i * row, values + i * v_row, v_pixel, r.columns, channels - c);
-        gather(some_y + i * row, y + i * y_row, y_pixel, r.columns, channels - c);
-      }
-      values = some_values, y = some_y, du = du ? some_du : nullptr;
-      v_row = y_row = du_row = row, v_pixel = y_pixel = du_pixel = lanes;
-    }
-    const L d = load_lanes(o.d + c), next_styles = load_lanes(o.next_styles + c);
-    const L rgb_styles = load_lanes(o.rgb_styles + c);
-    L weight[3], sums[kSums] = {};
-    for (int k = 0; k < 3; ++k) weight[k] = load_lanes(o.rgb_weight + k * o.row + c);
-    L* noise_sum = r.dnoise;
-    const int64_t ahead = r.columns;
+  constexpr int64_t copied = whole ? 1 : kRun * lanes;
+  V some_values[copied];
+  T some_y[copied];
+  O some_du[copied];
+  const V* values = with_values ? r.values + c : nullptr;
+  const T* y = r.y + c;
+  O* du = r.du ? r.du + c : nullptr;
+  int64_t v_row = r.row_stride, v_pixel = r.pixel_stride, y_row = r.y_row_stride, y_pixel = r.y_pixel_stride;
+  int64_t du_row = r.du_row_stride, du_pixel = r.du_pixel_stride;
+  if constexpr (!whole) {
+    const int64_t row = r.columns * lanes;
     for (int64_t i = 0; i < r.rows; ++i) {
-      const V* from = values + i * v_row;
-      const T* kept = y + i * y_row;
-      O* to = du + i * du_row;
-      const C* noise = r.noise + i * r.noise_row;
-      for (int64_t j = 0; j < r.columns; ++j) {
-        const L a = load_lanes(kept);
-        __builtin_prefetch(kept + ahead * y_pixel);
-        if (with_values) __builtin_prefetch(from + ahead * v_pixel);
-        __builtin_prefetch(to + ahead * du_pixel, 1);
+      if (with_values) gather(some_values + i * row, values + i * v_row, v_pixel, r.columns, channels - c);
+      gather(some_y + i * row, y + i * y_row, y_pixel, r.columns, channels - c);
+    }
+    values = some_values, y = some_y, du = du ? some_du : nullptr;
+    v_row = y_row = du_row = row, v_pixel = y_pixel = du_pixel = lanes;
+  }
+  L d[count], next_styles[count], rgb_styles[count], weight[3][count], sums[count][kSums] = {};
+  for (int g = 0; g < count; ++g) {
+    const int64_t at = c + g * lanes;
+    d[g] = load_lanes(o.d + at), next_styles[g] = load_lanes(o.next_styles + at);
+    rgb_styles[g] = load_lanes(o.rgb_styles + at);
+    for (int k = 0; k < 3; ++k) weight[k][g] = load_lanes(o.rgb_weight + k * o.row + at);
+  }
+  L* noise_sum = r.dnoise;
+  const int64_t ahead = r.columns;
+  for (int64_t i = 0; i < r.rows; ++i) {
+    const V* from = values + i * v_row;
+    const T* kept = y + i * y_row;
+    O* to = du + i * du_row;
+    const C* noise = r.noise + i * r.noise_row;
+    for (int64_t j = 0; j < r.columns; ++j) {
+#pragma GCC unroll 4
+      for (int g = 0; g < count; ++g) {
+        const L a = load_lanes(kept + g * lanes);
+        __builtin_prefetch(kept + ahead * y_pixel + g * lanes);
+        if (with_values) __builtin_prefetch(from + ahead * v_pixel + g * lanes);
+        __builtin_prefetch(to + ahead * du_pixel + g * lanes, 1);
         L dy = {};
         if constexpr (with_values) {
-          const L g = load_lanes(from);
-          if constexpr (with_sums) sums[0] += g * a;
-          dy = g * next_styles;
+          const L gradient = load_lanes(from + g * lanes);
+          if constexpr (with_sums) sums[g][0] += gradient * a;
+          dy = gradient * next_styles[g];
         }
         if constexpr (with_rgb) {
           const int64_t at = i * r.image_row + j;
-          const L q = weight[0] * r.image[0][at] + weight[1] * r.image[1][at] + weight[2] * r.image[2][at];
-          if constexpr (with_sums) sums[1] += q * a;
-          dy += q * rgb_styles;
+          const L q = weight[0][g] * r.image[0][at] + weight[1][g] * r.image[1][at] + weight[2][g] * r.image[2][at];
+          if constexpr (with_sums) sums[g][1] += q * a;
+          dy += q * rgb_styles[g];
         }
         dy = magnitude(a) < clamp ? dy : L{};
         const L dv = dy * (a > 0 ? above : below);
         if constexpr (with_sums) {
-          sums[2] += dy * a;
-          sums[3] += dv * *noise;
-          sums[4] += dv;
+          sums[g][2] += dy * a;
+          sums[g][3] += dv * *noise;
+          sums[g][4] += dv;
         }
-        if (noise_sum) *noise_sum++ += dv;
-        if (du) store_stored(to, narrowed<O, unit>(dv * d));
-        from += v_pixel, kept += y_pixel, to += du_pixel, noise += r.noise_step;
+        if (noise_sum) *noise_sum += dv;
+        if (du) store_stored(to + g * lanes, narrowed<O, unit>(dv * d[g]));
       }
-    }
-    if constexpr (with_sums) {
-      for (int k = 0; k < kSums; ++k) add_lanes(o.totals + k * o.row + c, sums[k]);
-    }
-    if (__builtin_expect(!whole && r.du, 0)) {
-      for (int64_t i = 0; i < r.rows; ++i) {
-        scatter(r.du + c + i * r.du_row_stride, r.du_pixel_stride, some_du + i * du_row, r.columns, channels - c);
-      }
+      if (noise_sum) ++noise_sum;
+      from += v_pixel, kept += y_pixel, to += du_pixel, noise += r.noise_step;
     }
   }
+  if constexpr (with_sums) {
+    for (int g = 0; g < count; ++g) {
+      for (int k = 0; k < kSums; ++k) add_lanes(o.totals + k * o.row + c + g * lanes, sums[g][k]);
+    }
+  }
+  if constexpr (!whole) {
+    if (!r.du) return;
+    for (int64_t i = 0; i < r.rows; ++i) {
+      scatter(r.du + c + i * r.du_row_stride, r.du_pixel_stride, some_du + i * du_row, r.columns, channels - c);
+    }
+  }
+}
+
+template <bool unit, bool with_values, bool with_rgb, bool with_sums, class V, class O, class T>
+FASTINV_INLINE void backward_run(const Operands<T>& o, const Shape<compute_t<T>>& shape, int64_t channels,
+                                 const Run<V, O, T>& r) {
+  constexpr int64_t lanes = kLanes<T>;
+  // Neighbouring lines of memory together, as many as there are registers for their sums.
+  constexpr int together = kLaneBytes < 64 ? 1 : with_rgb ? 2 : 4;
+  int64_t c = 0;
+  for (; c + together * lanes <= channels; c += together * lanes) {
+    backward_channels<unit, with_values, with_rgb, with_sums, true, together>(o, shape, channels, r, c);
+  }
+  for (; c + lanes <= channels; c += lanes) {
+    backward_channels<unit, with_values, with_rgb, with_sums, true, 1>(o, shape, channels, r, c);
+  }
+  if (c < channels) backward_channels<unit, with_values, with_rgb, with_sums, false, 1>(o, shape, channels, r, c);
 }
 
 template <bool unit, bool with_values, bool with_rgb, class V, class O, class T>
