@@ -15,7 +15,8 @@ from PIL import Image
 
 import fastinv
 from fastinv.checkpoints import save_network
-from fastinv.cli import _names, main
+from fastinv.cli import main
+from fastinv.cli.inversion import _names
 from fastinv.models.stylegan2 import Generator
 
 ROOT = Path(__file__).parent.parent
@@ -211,7 +212,7 @@ def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
         (["--space", "q"], ["'q'", "w+, w"]),
         (["--generator", "nobody"], ["nobody", "faces64", "fastinv models"]),
         (["--generator", "."], ["is a folder"]),
-        (["--generator", "a.png"], ["a.png", "safetensors"]),
+        (["--generator", "a.png"], ["a.png", "is a picture, not a network"]),
         (["--generator", "text.safetensors"], ["text.safetensors"]),
         (["--device", "toaster"], ["toaster", "cpu"]),
         (["--device", "meta"], ["meta"]),

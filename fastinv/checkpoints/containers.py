@@ -5,11 +5,13 @@ refused with a line that says what it looks like.
 """
 
 import contextlib
+import dataclasses
+import functools
 import mmap
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fastinv.checkpoints.pickles import Limits, Record, finished, read_pickle
@@ -40,11 +42,15 @@ STARTS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's data: ``value`` is plain (dict, list, text, numbers, `Record`, tensors, which are views of the file)."""
+    """A file's data: ``value`` is plain (dict, list, text, numbers, `Record`, tensors, which are views of the file).
+
+    ``release()`` gives back the memory of the parts of the file that were looked at; they are read again when needed.
+    """
 
     value: object
     container: str
     size: int
+    release: Callable[[], None] = lambda: None
 
 
 def read_file(path: str | os.PathLike) -> Contents:
@@ -54,7 +60,7 @@ def read_file(path: str | os.PathLike) -> Contents:
         path: a file. It must not be changed or cut while its tensors are in use.
 
     Returns:
-        its contents; tensors may be written to without changing the file, but are meant to be copied.
+        its contents; tensors are to be copied, not written to: what is written is lost with ``release``.
 
     Raises:
         CheckpointError: it cannot be read, is no checkpoint, is damaged, or holds what a checkpoint has no need for.
@@ -73,8 +79,12 @@ def read_file(path: str | os.PathLike) -> Contents:
     except ValueError as error:
         raise CheckpointError(f"cannot read {name}: {error}") from error
     if data[8:9] == b"{":  # after the length of the header
-        return Contents(_safetensors(path), "safetensors", size)
-    return read_data(data, name)
+        with named(name, f"cannot read {name}: ", f"cannot read {name}: it is damaged"):
+            return Contents(_safetensors(path), "safetensors", size)
+    contents = read_data(data, name)
+    # The map is private, and nothing in it was written: pages that are dropped come back from the file.
+    drop = functools.partial(data.madvise, mmap.MADV_DONTNEED) if hasattr(mmap, "MADV_DONTNEED") else contents.release
+    return dataclasses.replace(contents, release=drop)
 
 
 def read_data(data, name: str) -> Contents:
@@ -102,7 +112,7 @@ def named(name: str, refused: str, damaged: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes a CheckpointError of one line that names the file.
 
     Args:
-        name: what the line calls the file; a CheckpointError that begins with it is taken as it is.
+        name: what the line calls the file; a CheckpointError that has it already is taken as it is.
         refused: what other CheckpointErrors are preceded with.
         damaged: what stands before the reason when a library beneath fails on the data.
     """
@@ -110,7 +120,8 @@ def named(name: str, refused: str, damaged: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         text = str(error)
-        raise CheckpointError(one_line(text if text.startswith(name) else f"{refused}{text}")) from error
+        complete = text.startswith((name, f"cannot read {name}"))
+        raise CheckpointError(one_line(text if complete else f"{refused}{text}")) from error
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(one_line(f"{damaged} ({type(error).__name__}: {reason})")) from error

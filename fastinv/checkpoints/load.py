@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastinv.checkpoints.containers import DAMAGE, read_file
+from fastinv.checkpoints.containers import Contents, named, read_file
 from fastinv.checkpoints.families import (
     ada,
+    alae,
     alae_encoder,
+    genforce,
     idinvert_encoder,
     ours,
     psp,
     rosinality,
+    stylegan1,
     tensorflow,
 )
 from fastinv.checkpoints.network import Network, build, placed
@@ -25,7 +28,7 @@ from fastinv.errors import CheckpointError
 from fastinv.files import shown
 
 # Each recognises its files by names that only it has; a file may belong to two (ALAE: generator and encoder).
-FAMILIES = (ours, ada, tensorflow, rosinality, psp, idinvert_encoder, alae_encoder)
+FAMILIES = (ours, ada, tensorflow, stylegan1, rosinality, psp, genforce, alae, idinvert_encoder, alae_encoder)
 KINDS = ("generator", "encoder", "discriminator")
 
 
@@ -38,6 +41,7 @@ class Checkpoint:
     container: str
     family: str
     networks: dict[str, Callable[[], Network]]
+    release: Callable[[], None] = lambda: None  # of the file's memory, see `fastinv.checkpoints.containers.Contents`
 
     def load(self, kind: str, progress: Callable[[int, int], None] | None = None) -> nn.Module:
         """One of its networks, in float32 and eval mode.
@@ -52,16 +56,10 @@ class Checkpoint:
         name = shown(self.path)
         if kind not in self.networks:
             raise CheckpointError(f"{name} holds {_listed(self.networks)}, not {_an(kind)}")
-        try:
+        with named(name, f"{name}: ", f"{name} looks like a file of {self.family}, but is odd"):
             found = self.networks[kind]()
-        except CheckpointError as error:
-            raise CheckpointError(f"{name}: {error}") from error
-        except DAMAGE as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"{name} looks like a file of {self.family}, but is odd ({type(error).__name__}: {reason})"
-            ) from error
-        return build(found, name, self.size, progress)
+        self.release()
+        return build(found, name, self.size, progress, self.release)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -70,14 +68,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it cannot be read, is damaged or harmful, or holds no network that is known.
     """
-    contents = read_file(path)
-    families = [family for family in FAMILIES if family.recognises(contents.value)]
-    networks: dict[str, Callable[[], Network]] = {}
-    for family in families:
-        networks = family.networks(contents.value) | networks
-    if not networks:
-        raise CheckpointError(f"{shown(path)} holds {_described(contents.value)}, no network that is known")
-    return Checkpoint(Path(path), contents.size, contents.container, families[0].NAME, networks)
+    return checkpoint_of(read_file(path), path)
+
+
+def checkpoint_of(contents: Contents, path: str | Path) -> Checkpoint:
+    """The same for a file that was read already; errors call it ``path``."""
+    name, networks = shown(path), {}
+    with named(name, f"cannot read {name}: ", f"cannot read {name}: it is odd"):
+        families = [family for family in FAMILIES if family.recognises(contents.value)]
+        for family in families:
+            networks = family.networks(contents.value) | networks
+        if not networks:
+            raise CheckpointError(f"{name} holds {_described(contents.value)}, no network that is known")
+    return Checkpoint(Path(path), contents.size, contents.container, families[0].NAME, networks, contents.release)
 
 
 def load_generator(name_or_path: str | Path, device=None, dtype: torch.dtype | None = None) -> nn.Module:
@@ -166,7 +169,9 @@ def _listed(kinds) -> str:
 def _described(value) -> str:
     """What a file holds, for the message that it is not a network."""
     if isinstance(value, Record):
-        return _an(value.name[:60]) if value.module == "fastinv" else f"an object {value.module}.{value.name}"[:100]
+        if value.module == "fastinv":
+            return _an(value.name[:60] or "nameless thing")
+        return f"an object {value.module}.{value.name}"[:100]
     if isinstance(value, dict):
         names = [str(key)[:40] for key in list(value)[:6]]
         return f"the entries {', '.join(names)}{' ...' if len(value) > 6 else ''}" if names else "nothing"

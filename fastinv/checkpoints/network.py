@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from fastinv.checkpoints.containers import DAMAGE, one_line
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.models.discriminator import Discriminator
 from fastinv.models.encoders import ENCODERS
@@ -19,6 +21,8 @@ MODELS: dict[str, dict[str, type[nn.Module]]] = {
     "encoder": ENCODERS,
     "discriminator": {"stylegan2": Discriminator},
 }
+MAX_CALLS = 30  # of torch for each tensor while a network is constructed; a convolution takes ten or so
+RELEASED_AFTER = 64 << 20  # bytes copied
 
 
 class CheckpointWarning(UserWarning):
@@ -55,7 +59,13 @@ def model_of(network: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def build(found: Network, name: str, size: int | None = None, progress: Callable | None = None) -> nn.Module:
+def build(
+    found: Network,
+    name: str,
+    size: int | None = None,
+    progress: Callable | None = None,
+    release: Callable | None = None,
+) -> nn.Module:
     """The network with these weights, in float32 and eval mode. Weights are copied one by one, each once.
 
     Args:
@@ -63,6 +73,7 @@ def build(found: Network, name: str, size: int | None = None, progress: Callable
         name: what messages call the file.
         size: bytes of the file, which bound what may be allocated.
         progress: called with (tensors copied, all) after each.
+        release: called now and then, to give back memory of the file, of which tensors may be views.
 
     Raises:
         CheckpointError: tensors are missing or have another shape, or the configuration is none of the class's.
@@ -71,10 +82,10 @@ def build(found: Network, name: str, size: int | None = None, progress: Callable
     if cls is None:
         raise CheckpointError(f"{name} holds a {found.kind} of the unknown kind {str(found.model)[:40]!r}")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Bounded(MAX_CALLS * (len(found.tensors) + 10)):
             network = cls(**found.config)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except DAMAGE as error:
+        reason = one_line(" ".join(str(error).split())[:200])
         raise CheckpointError(f"{name} does not fit its configuration: {reason}") from error
     expected = network.state_dict()
     _compare(expected, found.tensors, name)
@@ -85,11 +96,15 @@ def build(found: Network, name: str, size: int | None = None, progress: Callable
     needed = sum(found.tensors[key].numel() for key in expected)
     if size is not None and needed > 2 * size + 1024:  # two bytes an element at least, shared ones counted twice
         raise CheckpointError(f"{name} is refused: its {size} bytes unfold into {needed} numbers")
-    tensors, odd = {}, []
+    tensors, odd, touched = {}, [], 0
     for count, key in enumerate(expected, 1):
         tensors[key] = found.tensors[key].detach().to(expected[key].dtype, copy=True).contiguous()
-        if not torch.isfinite(tensors[key]).all():
+        if not _is_finite(tensors[key]):
             odd.append(key)
+        touched += tensors[key].nbytes
+        if release is not None and touched > RELEASED_AFTER:
+            release()
+            touched = 0
         if progress is not None:
             progress(count, len(expected))
     if odd:
@@ -98,6 +113,25 @@ def build(found: Network, name: str, size: int | None = None, progress: Callable
         warn(f"{name}: {note}")
     network.load_state_dict(tensors, assign=True)
     return network.requires_grad_(True).eval()
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Without tensors of the same size, which ``isfinite`` makes."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends the construction of a network that a configuration makes far larger than the file can fill."""
+
+    def __init__(self, calls: int):
+        super().__init__()
+        self.left = calls
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it asks for far more layers than the file has tensors for")
+        return func(*args, **(kwargs or {}))
 
 
 def _compare(expected: dict, tensors: dict, name: str) -> None:
@@ -118,7 +152,7 @@ def _compare(expected: dict, tensors: dict, name: str) -> None:
 
 def warn(message: str) -> None:
     """A remark on a checkpoint; the command line shows it as one line."""
-    warnings.warn(" ".join(message.split()), CheckpointWarning, stacklevel=3)
+    warnings.warn(one_line(" ".join(message.split())), CheckpointWarning, stacklevel=3)
 
 
 def placed(network: nn.Module, device, dtype: torch.dtype | None) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastinv.checkpoints import network_hash
+from fastinv.checkpoints.registry import cache_folder
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.models.attributes import load_attribute_network
 from fastinv.models.chain import FusedChains
@@ -25,13 +26,6 @@ VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 # torchvision's ImageNet weights: its file name carries the first digits of the sha256.
 VGG16_IMAGENET = "397923af"
 VGG16_FILES = ("vgg16.safetensors", "vgg16.pth", f"vgg16-{VGG16_IMAGENET}.pth")
-
-
-def cache_folder() -> Path:
-    """Where downloaded or user-given weights live: FASTINV_CACHE, or ``fastinv`` in the user's cache folder."""
-    if "FASTINV_CACHE" in os.environ:
-        return Path(os.environ["FASTINV_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fastinv"
 
 
 def resize_to(images: torch.Tensor, resolution: int) -> torch.Tensor:
