@@ -272,54 +272,8 @@ void Run<T>::transform_output(int64_t start, int64_t begin, int64_t end, const f
   }
 }
 
-}  // namespace
-
-int64_t winograd_packed_size(int64_t inputs, int64_t outputs) {
-  return kPoints * packed_point(inputs, outputs) * sizeof(float);
-}
-
-void winograd_pack(const float* weight, int64_t inputs, int64_t outputs, void* packed) {
-  double evaluation[kWindow][3] = {};  // G
-  const double points[kWindow - 1] = {0, a, -a, b, -b};
-  for (int64_t i = 0; i < kWindow - 1; ++i) {
-    double denominator = 1;
-    for (int64_t k = 0; k < kWindow - 1; ++k) denominator *= k == i ? 1 : points[i] - points[k];
-    evaluation[i][0] = 1 / denominator;
-    evaluation[i][1] = points[i] / denominator;
-    evaluation[i][2] = points[i] * points[i] / denominator;
-  }
-  evaluation[kWindow - 1][2] = 1;
-  float* values = new float[kInner * outputs];  // [inputs of a block][outputs]
-  float* out = static_cast<float*>(packed);
-  for (int64_t point = 0; point < kPoints; ++point) {
-    const double* vertical = evaluation[point / kWindow];
-    const double* horizontal = evaluation[point % kWindow];
-    for (int64_t first = 0; first < inputs; first += kInner) {
-      const int64_t inner = smaller(kInner, inputs - first);
-      for (int64_t k = 0; k < inner; ++k) {
-        for (int64_t n = 0; n < outputs; ++n) {
-          const float* taps = weight + (n * inputs + first + k) * 9;
-          double sum = 0;
-          for (int64_t i = 0; i < 3; ++i)
-            for (int64_t j = 0; j < 3; ++j) sum += vertical[i] * horizontal[j] * taps[i * 3 + j];
-          values[k * outputs + n] = static_cast<float>(sum);
-        }
-      }
-      matrix_pack<float>(values, 0, outputs, 1, 1, inner, outputs, out);
-      out += packed_block(inner, outputs);
-    }
-  }
-  delete[] values;
-}
-
 template <class T>
-int64_t winograd_work(const FrozenConv& p, const Tail& tail, int64_t threads) {
-  const Plan plan(p, threads);
-  return plan.zeros(p) + (plan.together ? 1 : threads) * round_up(plan.values(), 64) + threads * plan.scratch<T>(tail);
-}
-
-template <class T>
-void winograd_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
+void run_all(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
   T* zeros = reinterpret_cast<T*>(work);
   std::memset(zeros, 0, (p.inputs + kLanes) * sizeof(T));
   const Run<T> run{p, tail, Plan(p, parallel.threads), zeros};
@@ -370,6 +324,57 @@ void winograd_run(const FrozenConv& p, const Tail& tail, char* work, const Paral
                            scratch + slot * plan.scratch<T>(tail));
     });
   }
+}
+
+}  // namespace
+
+int64_t winograd_packed_size(int64_t inputs, int64_t outputs) {
+  return kPoints * packed_point(inputs, outputs) * sizeof(float);
+}
+
+void winograd_pack(const float* weight, int64_t inputs, int64_t outputs, void* packed) {
+  double evaluation[kWindow][3] = {};  // G
+  const double points[kWindow - 1] = {0, a, -a, b, -b};
+  for (int64_t i = 0; i < kWindow - 1; ++i) {
+    double denominator = 1;
+    for (int64_t k = 0; k < kWindow - 1; ++k) denominator *= k == i ? 1 : points[i] - points[k];
+    evaluation[i][0] = 1 / denominator;
+    evaluation[i][1] = points[i] / denominator;
+    evaluation[i][2] = points[i] * points[i] / denominator;
+  }
+  evaluation[kWindow - 1][2] = 1;
+  float* values = new float[kInner * outputs];  // [inputs of a block][outputs]
+  float* out = static_cast<float*>(packed);
+  for (int64_t point = 0; point < kPoints; ++point) {
+    const double* vertical = evaluation[point / kWindow];
+    const double* horizontal = evaluation[point % kWindow];
+    for (int64_t first = 0; first < inputs; first += kInner) {
+      const int64_t inner = smaller(kInner, inputs - first);
+      for (int64_t k = 0; k < inner; ++k) {
+        for (int64_t n = 0; n < outputs; ++n) {
+          const float* taps = weight + (n * inputs + first + k) * 9;
+          double sum = 0;
+          for (int64_t i = 0; i < 3; ++i)
+            for (int64_t j = 0; j < 3; ++j) sum += vertical[i] * horizontal[j] * taps[i * 3 + j];
+          values[k * outputs + n] = static_cast<float>(sum);
+        }
+      }
+      matrix_pack<float>(values, 0, outputs, 1, 1, inner, outputs, out);
+      out += packed_block(inner, outputs);
+    }
+  }
+  delete[] values;
+}
+
+template <class T>
+int64_t winograd_work(const FrozenConv& p, const Tail& tail, int64_t threads) {
+  const Plan plan(p, threads);
+  return plan.zeros(p) + (plan.together ? 1 : threads) * round_up(plan.values(), 64) + threads * plan.scratch<T>(tail);
+}
+
+template <class T>
+void winograd_run(const FrozenConv& p, const Tail& tail, char* work, const Parallel& parallel) {
+  run_all<T>(p, tail, work, parallel);
 }
 
 #define INSTANTIATE(T)                                                        \

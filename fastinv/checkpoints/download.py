@@ -115,7 +115,7 @@ def fetch_on_terminal(model: PublicModel, accepted: bool, cache: str | Path | No
 
     console = Console(stderr=True)
     columns = ["{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-    bar = Bar(*columns, console=console, transient=True)
+    bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(model.name, total=model.size_bytes)
 
     def confirm(model: PublicModel) -> bool:
