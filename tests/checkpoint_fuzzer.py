@@ -282,7 +282,7 @@ class Guard:
         sys.addaudithook(self._event)
 
     def _event(self, event: str, arguments: tuple) -> None:
-        own = event == "mmap.__new__" or (event == "open" and arguments[0] == self.path)
+        own = event == "mmap.__new__" or (event == "open" and str(arguments[0]) == str(self.path))
         if self.watching and event not in HARMLESS and not (self.in_file and own):
             self.seen.append(f"{event} {arguments!r:.200}")
 

@@ -178,6 +178,11 @@ def test_every_opcode_that_is_left_out_is_refused():
             read(b"\x80\x04" + bytes([code]) + b".")
 
 
+def remembered(value, operations: bytes) -> bytes:
+    """The value as memo entry 0, then what is done with it."""
+    return dumps(value)[:-1] + b"q\x00" + operations + b"."
+
+
 def doubled(count: int) -> bytes:
     """Lists that each hold the one before twice."""
     steps = (b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(count))
@@ -215,6 +220,9 @@ def doubled(count: int) -> bytes:
         (b"\x80\x04c_codecs\nencode\nq\x00" + dumps("x" * 5000)[2:-1] + b"q\x01" + b"h\x00h\x01\x85R" * 1000 + b".",
          "repeats its data"),
         (dumps(Call("_codecs.encode", "x", "rot13")), "unknown way"),
+        (remembered({str(i): i for i in range(20_000)}, b"ccollections\nOrderedDict\nh\x00\x85R" * 1000), "operations"),
+        (remembered({str(i): i for i in range(20_000)}, b"}h\x00b" * 1000), "operations"),
+        (remembered("x" * 5000, b"cpathlib\nPosixPath\nh\x00\x85R"), "no short text"),
         (dumps(Call("numpy.core.multiarray._reconstruct", Name("numpy.ndarray"), (0,), b"b",
                     state=(1, (2**40,), Call("numpy.dtype", "f4"), False, b"1234"))), "does not fit its 4 bytes"),
         (dumps(Call("numpy.core.multiarray._reconstruct", Name("numpy.ndarray"), (0,), b"b",

@@ -27,6 +27,7 @@ ARRAY_DTYPES = {
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's before its zip files (torch 1.5 and older)
 LEGACY_PROTOCOL = 1001
 MAX_DIMENSIONS = 16
+MAX_TEXT = 4096  # characters of a path
 PERSISTENT_VERSION = 6  # of the networks that StyleGAN2-ADA and StyleGAN3 save
 
 
@@ -266,10 +267,15 @@ def _size(items=()) -> tuple:
     return tuple(items)
 
 
-def _path(*parts) -> str:
-    if not all(isinstance(part, str) for part in parts):
-        raise CheckpointError("it is damaged: a path is no text")
-    return "/".join(parts)
+def _joined(separator: str) -> Callable:
+    """Short texts and numbers in one: paths, devices."""
+
+    def make(*parts) -> str:
+        if not all(isinstance(part, (str, int)) for part in parts) or sum(len(str(part)) for part in parts) > MAX_TEXT:
+            raise CheckpointError("it is damaged: a path or a device is no short text")
+        return separator.join(map(str, parts))
+
+    return make
 
 
 def _network_tf() -> Record:
@@ -290,7 +296,7 @@ def _table() -> dict[str, Inert]:
         "torch._utils._rebuild_parameter": _first,
         "torch._utils._rebuild_parameter_with_state": _first,
         "torch.Size": _size,
-        "torch.device": lambda *parts: ":".join(str(part) for part in parts if isinstance(part, (str, int))),
+        "torch.device": _joined(":"),
         "argparse.Namespace": _mapping,
     }
     makers |= {f"{module}.{name}": None for module in ("torch", "torch.storage") for name in STORAGES}
@@ -300,7 +306,7 @@ def _table() -> dict[str, Inert]:
     for name in ("dnnlib.util.EasyDict", "dnnlib.EasyDict", "torch_utils.misc.EasyDict"):
         makers[name] = _mapping
     for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"):
-        makers[f"pathlib.{name}"] = makers[f"pathlib._local.{name}"] = _path
+        makers[f"pathlib.{name}"] = makers[f"pathlib._local.{name}"] = _joined("/")
     makers |= {"builtins.set": _members(set), "builtins.frozenset": _members(frozenset), "builtins.bytes": lambda: b""}
     table = {name: Inert(name, make) for name, make in makers.items()}
     table["numpy.dtype"] = Inert("numpy.dtype", _dtype, _build_dtype)
