@@ -8,6 +8,7 @@ from fastinv.errors import CheckpointError
 
 NAME = "fastinv"
 DEFAULT_MODEL = "stylegan2"  # of files that do not say
+LARGEST = 2**20  # whole number in a configuration; resolutions, widths and counts are far below
 
 
 def recognises(value) -> bool:
@@ -24,4 +25,16 @@ def _network(value: Record) -> Network:
     config, model = value.state.get("config"), value.state.get("model", DEFAULT_MODEL)
     if not isinstance(config, dict) or not isinstance(model, str):
         raise CheckpointError(f"does not fit its configuration: it says {str(config)[:80]} for {str(model)[:40]}")
+    largest = max((abs(number) for number in _whole_numbers(config)), default=0)
+    if largest > LARGEST:
+        raise CheckpointError(f"does not fit its configuration: it has a number of {largest.bit_length()} bits")
     return Network(value.name, model, config, value.state["tensors"])
+
+
+def _whole_numbers(value):
+    """All in a value of JSON."""
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(item)
+    elif isinstance(value, int):
+        yield value
