@@ -277,6 +277,17 @@ def test_a_clamp_in_the_other_formats(tmp_path):
     assert load_generator(tmp_path / "rosinality.pt").config["conv_clamp"] is None
 
 
+def test_many_labels_take_no_square_of_memory():
+    """The outputs that are compared: of a million labels, a square matrix would have 4 TB."""
+    labels, pictures = 10**6, []
+    generator = Generator(8, 2, 2, c_dim=labels, channels={4: 1, 8: 1}, mapping_layers=1).eval()
+    pictures.append(outputs(generator))
+    with torch.no_grad():
+        generator.mapping.embed.weight[:, 0] = generator.mapping.embed.weight[:, 0].flip(0) + 1000
+    pictures.append(outputs(generator))
+    assert pictures[0].shape == (1, 3, 8, 8) and not torch.equal(*pictures)  # the label was looked at
+
+
 def test_the_conditional_golden_network_in_its_own_format(tmp_path):
     """Its clamp bites; the state dict has the public code's numbers when the constructor is given the clamp."""
     written = convert(GOLDEN / "tiny_ada_cond.pkl", tmp_path / "out.pt", "ada")

@@ -301,6 +301,18 @@ def test_alae(key):
     flat = {name: t.flatten() if name.endswith(("bias_1", "bias_2")) else t for name, t in scaled(encoder).items()}
     network = read(alae_encoder, {"models": {key: flat}})
     assert torch.allclose(built(network).encode(x), encoder.encode(x), rtol=1e-5, atol=1e-6)
+    assert network.notes == (() if key.endswith("_s") else (f"averages over training are missing; {key} is used",))
+
+
+@pytest.mark.parametrize("prefix", ("encoder.", "module.", "module.encoder."))
+def test_alae_within_a_larger_module(prefix):
+    torch.manual_seed(0)
+    encoder = randomised(ALAEEncoder(16, w_dim=3, channels=(2, 3, 3, 3)))
+    encoder.latent_avg.zero_()
+    state = {prefix + name: tensor for name, tensor in scaled(encoder).items()}
+    network = read(alae_encoder, {"models": {"discriminator_s": state}})
+    x = images(encoder)
+    assert torch.allclose(built(network).encode(x), encoder.encode(x), rtol=1e-5, atol=1e-6)
 
 
 NOT_THESE = [

@@ -222,6 +222,8 @@ def doubled(count: int) -> bytes:
         (dumps(Call("_codecs.encode", "x", "rot13")), "unknown way"),
         (remembered({str(i): i for i in range(20_000)}, b"ccollections\nOrderedDict\nh\x00\x85R" * 1000), "operations"),
         (remembered({str(i): i for i in range(20_000)}, b"}h\x00b" * 1000), "operations"),
+        (remembered("x" * 5000, b"cnumpy\ndtype\nh\x00\x85R"), "no short text"),
+        (b"\x80\x04}(K\x01K\x02\x86Nu.", "a tuple as a key"),
         (remembered("x" * 5000, b"cpathlib\nPosixPath\nh\x00\x85R"), "no short text"),
         (dumps(Call("numpy.core.multiarray._reconstruct", Name("numpy.ndarray"), (0,), b"b",
                     state=(1, (2**40,), Call("numpy.dtype", "f4"), False, b"1234"))), "does not fit its 4 bytes"),
@@ -329,7 +331,7 @@ def test_zip_files_with_compression_or_double_names():
         (b"hello world", "no checkpoint that is known"),
         (b"\x80\xff", "no checkpoint that is known"),
         (b"PK\x03\x04rest", "cut off or damaged"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
+        (b"\x01\x00\x00\x00\x00\x00\x00\x00{", "cannot read"),
     ],
 )
 def test_files_that_are_something_else(data, message, tmp_path):

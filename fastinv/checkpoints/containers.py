@@ -78,7 +78,7 @@ def read_file(path: str | os.PathLike) -> Contents:
         raise CheckpointError(f"cannot read {name}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"cannot read {name}: {error}") from error
-    if data[8:9] == b"{":  # after the length of the header
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= size - 8:  # the length of the header, the header
         with named(name, f"cannot read {name}: ", f"cannot read {name}: it is damaged"):
             return Contents(_safetensors(path), "safetensors", size)
     contents = read_data(data, name)

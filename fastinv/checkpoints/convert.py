@@ -278,7 +278,7 @@ def outputs(network: nn.Module, seed: int = 0) -> torch.Tensor:
         size = network.input_resolution
         return network(network.fit(normal(1, network.input_nc, size, size).clamp(-1, 1)))
     c_dim = getattr(network, "c_dim", 0)
-    labels = torch.eye(c_dim)[:1] if c_dim else None
+    labels = torch.eye(1, c_dim) if c_dim else None  # the first class
     if hasattr(network, "synthesis"):
         return network.synthesis(network.mapping(normal(1, network.z_dim), labels))
     pictures = normal(2, 3, network.resolution, network.resolution).clamp(-1, 1)  # it compares those of a batch

@@ -21,6 +21,7 @@ MODELS: dict[str, dict[str, type[nn.Module]]] = {
     "encoder": ENCODERS,
     "discriminator": {"stylegan2": Discriminator},
 }
+MAX_TENSORS = 2000  # the largest public network has 621
 MAX_CALLS = 30  # of torch for each tensor while a network is constructed; a convolution takes ten or so
 RELEASED_AFTER = 64 << 20  # bytes copied
 
@@ -81,6 +82,8 @@ def build(
     cls = MODELS.get(found.kind, {}).get(found.model)
     if cls is None:
         raise CheckpointError(f"{name} holds a {found.kind} of the unknown kind {str(found.model)[:40]!r}")
+    if len(found.tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{name} is refused: its {found.kind} has {len(found.tensors)} tensors")
     try:
         with torch.device("meta"), _Bounded(MAX_CALLS * (len(found.tensors) + 10)):
             network = cls(**found.config)
@@ -91,7 +94,7 @@ def build(
     _compare(expected, found.tensors, name)
     extra = [*found.extra, *(key for key in found.tensors if key not in expected)]
     if extra:
-        listed = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
+        listed = ", ".join(key[:100] for key in extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
         warn(f"{name}: {len(extra)} tensors belong to no part of the {found.kind} and are left out: {listed}")
     needed = sum(found.tensors[key].numel() for key in expected)
     if size is not None and needed > 2 * size + 1024:  # two bytes an element at least, shared ones counted twice

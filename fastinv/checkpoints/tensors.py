@@ -27,7 +27,7 @@ ARRAY_DTYPES = {
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's before its zip files (torch 1.5 and older)
 LEGACY_PROTOCOL = 1001
 MAX_DIMENSIONS = 16
-MAX_TEXT = 4096  # characters of a path
+MAX_TEXT = 256  # characters of a path
 PERSISTENT_VERSION = 6  # of the networks that StyleGAN2-ADA and StyleGAN3 save
 
 
@@ -175,8 +175,8 @@ class ArrayDtype:
 
 
 def _dtype(code, *_) -> ArrayDtype:
-    if not isinstance(code, str):
-        raise CheckpointError("it is damaged: an array's type is no text")
+    if not isinstance(code, str) or len(code) > 16:
+        raise CheckpointError("it is damaged: an array's type is no short text")
     return ArrayDtype(code.lstrip("<=|"))
 
 

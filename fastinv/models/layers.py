@@ -16,9 +16,9 @@ ARCHITECTURES = ("skip", "resnet", "orig")
 
 
 def block_resolutions(resolution: int) -> list[int]:
-    """Resolutions of a network's blocks, [4, 8, ..., resolution]; refuses anything but a power of two >= 8."""
-    if resolution < 8 or resolution & (resolution - 1):
-        raise UsageError(f"resolution must be a power of two of at least 8, not {resolution}")
+    """Resolutions of a network's blocks, [4, 8, ..., resolution]; refuses all but powers of two from 8 to 16384."""
+    if not 8 <= resolution <= 2**14 or resolution & (resolution - 1):
+        raise UsageError(f"resolution must be a power of two from 8 to 16384, not {str(resolution)[:40]}")
     return [2**exponent for exponent in range(2, resolution.bit_length())]
 
 

@@ -18,7 +18,7 @@ from fastinv.models import stylegan2
 from fastinv.models.layers import FullyConnected, block_resolutions, channel_table, normalize_second_moment
 from fastinv.ops import bias_act, conv2d_resample, upfirdn2d
 
-HE_GAIN = math.sqrt(2)  # for the leaky ReLU, but in the scale of the weights: biases do not get it, as in StyleGAN2
+HE_GAIN = math.sqrt(2)  # for the leaky ReLU, but in the scale of the weights: biases do not get it, unlike in StyleGAN2
 EPSILON = 1e-8  # of the instance normalisation
 CHANNEL_BASE, CHANNEL_MAX = 16384, 512  # the paper's feature maps: 512 up to 32x32, 256 at 64x64, ..., 16 at 1024x1024
 MAPPING_OUTPUTS = ("w", "w+")

@@ -48,15 +48,15 @@ def _find(value, key: str) -> tuple[dict, str] | None:
     for name in (f"{key}_s", key) if isinstance(models, dict) else ():
         state = models.get(name)
         if isinstance(state, dict):
-            state = {_inner(part): tensor for part, tensor in state.items() if isinstance(part, str)}
+            state = {inner_name(part): tensor for part, tensor in state.items() if isinstance(part, str)}
             if MARKS[key] in state:
                 return state, name
     return None
 
 
-def _inner(name: str) -> str:
+def inner_name(name: str) -> str:
     """A tensor's name without the parts of the model that contain its part."""
-    return re.sub(r"^(?:module\.|decoder\.|mapping_f\.)+", "", name)
+    return re.sub(r"^(?:module\.|decoder\.|encoder\.|mapping_f\.)+", "", name)
 
 
 def _read(value: dict) -> Network:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from fastinv.checkpoints.families import alae
 from fastinv.checkpoints.network import Network
 
 NAME = "ALAE encoder"
@@ -18,24 +19,31 @@ MARK = "encode_block.0.conv_1.weight"
 
 def recognises(value) -> bool:
     """Whether this is a dict whose ``models`` have an encoder."""
-    return _state(value) is not None
+    return _find(value) is not None
 
 
 def networks(value) -> dict[str, Callable[[], Network]]:
     """The encoder, read when called."""
-    return {"encoder": lambda: _encoder(_state(value))}
+    return {"encoder": lambda: _encoder(*_find(value))}
 
 
-def _state(value) -> dict | None:
+def _find(value) -> tuple[dict, str] | None:
+    """(state dict, its name in the file) of the averaged encoder, else of the one that training left."""
     models = value.get("models") if isinstance(value, dict) else None
-    candidates = [models.get(key) for key in KEYS] if isinstance(models, dict) else []
-    return next((state for state in candidates if isinstance(state, dict) and MARK in state), None)
+    for key in KEYS if isinstance(models, dict) else ():
+        state = models.get(key)
+        if isinstance(state, dict):
+            state = {alae.inner_name(name): tensor for name, tensor in state.items() if isinstance(name, str)}
+            if MARK in state:
+                return state, key
+    return None
 
 
-def _encoder(state: dict) -> Network:
+def _encoder(state: dict, key: str) -> Network:
+    notes = () if key.endswith("_s") else (f"averages over training are missing; {key} is used",)
     tensors = {}
     for name, tensor in state.items():
-        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and ".blur." not in name:  # a constant
+        if isinstance(tensor, torch.Tensor) and ".blur." not in name:  # a constant
             if name.endswith(".weight"):
                 tensor = tensor * math.sqrt(tensor.shape[1:].numel())
             elif name.endswith((".bias_1", ".bias_2")):
@@ -52,4 +60,4 @@ def _encoder(state: dict) -> Network:
         "input_nc": tensors["from_rgb.0.from_rgb.weight"].shape[1],
     }
     tensors["latent_avg"] = torch.zeros(()).expand(config["num_ws"], config["w_dim"])
-    return Network("encoder", "alae", config, tensors)
+    return Network("encoder", "alae", config, tensors, notes=notes)
