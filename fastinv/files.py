@@ -121,7 +121,10 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, torch.Te
         CheckpointError: missing, damaged, not ours, or of another kind.
     """
     tensors, metadata = read_safetensors(path)
-    found, facts = our_facts(path, metadata)
+    try:
+        found, facts = our_facts(path, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{shown(path)} is not a {kind}: it was not written by fastinv") from error
     if found != kind:
         raise CheckpointError(f"{shown(path)} holds a {found}, not a {kind}")
     return tensors, facts
