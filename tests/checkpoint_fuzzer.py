@@ -90,10 +90,12 @@ def seeds() -> list[Seed]:
     e4e = Encoder4Editing(2, 2, input_resolution=8, units=(1, 1), channels=(2, 3), pyramid=False)
     idinvert, alae = IDInvertEncoder(8, w_dim=2, channels=(2, 2)), ALAEEncoder(8, w_dim=2, channels=(2, 2, 2))
     writers = {
-        "ada.pkl": lambda path: files.ada(path, G, D),
+        "ada.pkl": lambda path: files.ada(path, G_ema=G),
+        "ada_discriminator.pkl": lambda path: files.ada(path, D=D),
         "pti.pt": lambda path: files.pti(path, G),
         "pti_old.pt": lambda path: files.pti_old(path, G),
-        "rosinality.pt": lambda path: files.rosinality_pt(path, G, D),
+        "rosinality.pt": lambda path: files.rosinality_pt(path, G),
+        "rosinality_discriminator.pt": lambda path: torch.save({"d": files.rosinality.checkpoint(G, D)["d"]}, path),
         "tensorflow.pkl": lambda path: files.tensorflow(path, G),
         "tensorflow2.pkl": lambda path: files.tensorflow(path, G, protocol=2),
         "stylegan1.pkl": lambda path: files.tensorflow_stylegan1(path, G1),

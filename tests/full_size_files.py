@@ -6,7 +6,6 @@ the files; the classes that the public code pickles exist here as empty shells f
 
 import argparse
 import contextlib
-import copy
 import json
 import os
 import pickle
@@ -83,12 +82,11 @@ def public_classes():
 # One writer for each family: (path, networks).
 
 
-def ada(path, G, D):
-    """A training pickle of StyleGAN2-ADA; G and G_ema are two networks, as there."""
+def ada(path, **networks):
+    """A training pickle of StyleGAN2-ADA: G, D, G_ema."""
     with public_classes() as picklable, open(path, "wb") as file:
-        networks = {"G": stylegan2.saved(copy.deepcopy(G)), "D": stylegan2.saved(D), "G_ema": stylegan2.saved(G)}
-        networks = {name: picklable(record) for name, record in networks.items()}
-        pickle.dump({"training_set_kwargs": {"resolution": G.resolution}, **networks, "augment_pipe": None}, file)
+        networks = {name: picklable(stylegan2.saved(network)) for name, network in networks.items()}
+        pickle.dump({"training_set_kwargs": {"resolution": 8}, **networks, "augment_pipe": None}, file)
 
 
 def pti(path, G):
@@ -103,7 +101,7 @@ def pti_old(path, G):
         torch.save(picklable(stylegan2.saved(G)), path, _use_new_zipfile_serialization=False)
 
 
-def rosinality_pt(path, G, D):
+def rosinality_pt(path, G, D=None):
     torch.save(rosinality.checkpoint(G, D), path)
 
 
@@ -175,8 +173,9 @@ def _idinvert():
 
 # name -> (file name, what is loaded from it, writer of a path): config-f at 1024, and 256 for IDInvert and ALAE
 FULL_SIZE = {
-    "ada": ("ffhq.pkl", ("generator", "discriminator"), lambda path: ada(path, filled(Generator, resolution=1024),
-                                                                         filled(Discriminator, resolution=1024))),
+    "ada": ("ffhq.pkl", ("generator", "discriminator"),
+            lambda path: ada(path, G=filled(Generator, resolution=1024), D=filled(Discriminator, resolution=1024),
+                             G_ema=filled(Generator, resolution=1024))),
     "pti": ("tuned.pt", ("generator",), lambda path: pti(path, filled(Generator, resolution=1024))),
     "rosinality": ("550000.pt", ("generator", "discriminator"),
                    lambda path: rosinality_pt(path, filled(Generator, resolution=1024),
