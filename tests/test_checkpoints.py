@@ -73,7 +73,7 @@ def test_files_that_are_not_ours(generator, tmp_path):
         tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
     tensors.pop("synthesis.b4.const")
     save_file(tensors, tmp_path / "short.safetensors", metadata)
-    cases[r"does not fit its configuration: the tensor synthesis\.b4\.const is missing"] = tmp_path / "short.safetensors"
+    cases[r"the tensor synthesis\.b4\.const is missing"] = tmp_path / "short.safetensors"
     for number, config in enumerate(([1], {"resolution": 16, "channels": [4]}, {"resolution": "16"}, {"depth": 3})):
         document = json.dumps({"kind": "generator", "config": config})
         save_file(tensors, tmp_path / f"odd{number}.safetensors", {"fastinv": document})
