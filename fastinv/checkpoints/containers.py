@@ -78,7 +78,8 @@ def read_file(path: str | os.PathLike) -> Contents:
         raise CheckpointError(f"cannot read {name}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"cannot read {name}: {error}") from error
-    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= size - 8:  # the length of the header, the header
+    # The length of the header, the header; a pickle may have that byte there by chance.
+    if data[8:9] == b"{" and (data[:1] != b"\x80" or int.from_bytes(data[:8], "little") <= size - 8):
         with named(name, f"cannot read {name}: ", f"cannot read {name}: it is damaged"):
             return Contents(_safetensors(path), "safetensors", size)
     contents = read_data(data, name)
