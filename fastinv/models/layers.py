@@ -95,3 +95,11 @@ def mapping_layers(in_features: int, width: int, count: int, lr_multiplier: floa
         f"fc{i}": FullyConnected(widths[i], widths[i + 1], activation="lrelu", lr_multiplier=lr_multiplier)
         for i in range(count)
     }
+
+
+def truncated(w_plus: torch.Tensor, w_avg: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
+    """w_plus [N, num_ws, w_dim], the first ``cutoff`` inputs, or all, moved to ``w_avg + psi (w - w_avg)``."""
+    if psi == 1:
+        return w_plus
+    cutoff = w_plus.shape[1] if cutoff is None else cutoff
+    return torch.cat([w_avg.lerp(w_plus[:, :cutoff], psi), w_plus[:, cutoff:]], dim=1)

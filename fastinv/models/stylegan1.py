@@ -15,7 +15,7 @@ from torch import nn
 from fastinv.devices import DTYPES
 from fastinv.errors import UsageError
 from fastinv.models import stylegan2
-from fastinv.models.layers import FullyConnected, block_resolutions, channel_table, normalize_second_moment
+from fastinv.models.layers import FullyConnected, block_resolutions, channel_table, normalize_second_moment, truncated
 from fastinv.ops import bias_act, conv2d_resample, upfirdn2d
 
 HE_GAIN = math.sqrt(2)  # for the leaky ReLU, but in the scale of the weights: biases do not get it, unlike in StyleGAN2
@@ -70,11 +70,7 @@ class MappingNetwork(nn.Module):
         for i in range(self.num_layers):
             x = bias_act(getattr(self, f"fc{i}")(x), act="lrelu", gain=1)
         w_plus = x.unflatten(1, (-1, self.w_dim)).expand(-1, self.num_ws, -1)
-        if truncation_psi != 1:
-            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            truncated = self.w_avg.lerp(w_plus[:, :cutoff], truncation_psi)
-            w_plus = torch.cat([truncated, w_plus[:, cutoff:]], dim=1)
-        return w_plus
+        return truncated(w_plus, self.w_avg, truncation_psi, truncation_cutoff)
 
 
 def adaptive_instance_norm(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:

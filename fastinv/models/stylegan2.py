@@ -20,6 +20,7 @@ from fastinv.models.layers import (
     channel_table,
     mapping_layers,
     normalize_second_moment,
+    truncated,
 )
 from fastinv.ops import bias_act, modulated_conv2d, setup_filter, styled_conv, upsample2d
 
@@ -74,11 +75,7 @@ class MappingNetwork(nn.Module):
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
         w_plus = x.unsqueeze(1).expand(-1, self.num_ws, -1)
-        if truncation_psi != 1:
-            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            truncated = self.w_avg.lerp(w_plus[:, :cutoff], truncation_psi)
-            w_plus = torch.cat([truncated, w_plus[:, cutoff:]], dim=1)
-        return w_plus
+        return truncated(w_plus, self.w_avg, truncation_psi, truncation_cutoff)
 
 
 class SynthesisLayer(nn.Module):
