@@ -101,16 +101,22 @@ def to_w_plus(G, latent: torch.Tensor, space: str) -> torch.Tensor:
     return expand(latent, G.num_ws)
 
 
-def save_latent(path: str | Path, w_plus: torch.Tensor, facts: dict | None = None) -> None:
+def save_latent(path: str | Path, w_plus: torch.Tensor, facts: dict | None = None, codes: dict | None = None) -> None:
     """Write codes w_plus [N, num_ws, w_dim] and JSON-serialisable facts as safetensors; complete or not at all.
 
-    Equal codes and facts give equal bytes.
+    ``codes`` are further tensors [N, ...] by name, such as style channels or noise maps. Equal codes and facts give
+    equal bytes.
     """
-    save_tensors(path, {"w_plus": w_plus}, KIND, facts or {})
+    save_tensors(path, {"w_plus": w_plus, **(codes or {})}, KIND, facts or {})
 
 
 def load_latent(path: str | Path) -> torch.Tensor:
-    """Read codes w_plus [N, num_ws, w_dim] that ``save_latent`` wrote.
+    """Read codes w_plus [N, num_ws, w_dim] that ``save_latent`` wrote; errors as for ``load_codes``."""
+    return load_codes(path)["w_plus"]
+
+
+def load_codes(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read all that ``save_latent`` wrote: {"w_plus": [N, num_ws, w_dim], ...}.
 
     Raises:
         FileNotFoundError: no such file. CheckpointError: damaged, or not a latent file.
@@ -120,4 +126,4 @@ def load_latent(path: str | Path) -> torch.Tensor:
     tensors, _ = load_tensors(path, KIND)
     if "w_plus" not in tensors or tensors["w_plus"].ndim != 3:
         raise CheckpointError(f"{shown(path)} holds no w_plus of shape [N, num_ws, w_dim]; the file is damaged")
-    return tensors["w_plus"]
+    return tensors

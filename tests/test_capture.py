@@ -56,13 +56,13 @@ def run(G, images, steps=25, **options):
     return invert(G, images, steps=steps, **{"trunk": SmallNetwork(), "progress": False, **options})
 
 
-def fit(steps=30, render=lambda v: v["a"] + v["b"], terms=None, device=CPU, **options):
+def fit(steps=30, render=lambda v, _: (v["a"] + v["b"], v), terms=None, device=CPU, **options):
     """A small optimisation by itself: two variables of different dtypes, rates and shapes."""
     start = {"a": torch.tensor([[1.0], [2.0], [-3.0]]), "b": torch.arange(6, dtype=torch.float64).view(3, 2)}
     start = {name: value.to(device) for name, value in start.items()}
     terms = terms or [
         Term("square", lambda x: x.square().sum(1), 2.0),
-        Term("prior", lambda v: (v["b"] - 1).abs().sum(1), 0.1, of="variables"),
+        Term("prior", lambda v: (v["b"] - 1).abs().sum(1), 0.1, of="codes"),
     ]
     options = {"learning_rate": {"a": 0.3, "b": 0.05}, "schedule": ramped(0.1, 0.3), **options}
     return optimize(start, render, terms, steps=steps, **options)
@@ -206,9 +206,9 @@ def test_pages_are_turned_unseen(recorders, monkeypatch, page):
 
 
 def test_noise_that_is_drawn_in_every_step(recorders):
-    def render(variables):
+    def render(variables, step):
         values = variables["a"] + variables["b"]
-        return values + 0.1 * torch.randn_like(values)
+        return values + 0.1 * torch.randn_like(values), variables
 
     torch.manual_seed(5)
     expected = fit(render=render, keep="last", graph=False)

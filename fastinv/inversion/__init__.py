@@ -12,14 +12,17 @@ from fastinv.inversion.capture import check_graph
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import frozen
 from fastinv.inversion.precision import check_dtype, prepare
+from fastinv.inversion.presets import PRESETS, apply_preset
 from fastinv.inversion.progress import Progress
 from fastinv.inversion.result import InversionResult
+from fastinv.inversion.spaces import flat
+from fastinv.inversion.start import start_codes
 from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure, whole_number
 from fastinv.losses import mse, psnr
 
 METHODS = {method.name: method for method in [Image2StyleGAN]}
 
-__all__ = ["METHODS", "InversionResult", "NonFiniteLossError", "invert"]
+__all__ = ["METHODS", "PRESETS", "InversionResult", "NonFiniteLossError", "invert"]
 
 
 class NonFiniteLossError(FastinvError, ArithmeticError):
@@ -42,8 +45,8 @@ class NonFiniteLossError(FastinvError, ArithmeticError):
 def invert(
     G,
     images: torch.Tensor,
-    method: str = "image2stylegan",
-    space: str = "w+",
+    method: str | None = None,
+    space: str | None = None,
     steps: int | None = None,
     masks: torch.Tensor | None = None,
     seed: int = 0,
@@ -51,6 +54,9 @@ def invert(
     progress: bool = True,
     graph: str | bool = "auto",
     dtype: torch.dtype | str | None = None,
+    init=None,
+    preset: str | None = None,
+    checkpoints=None,
     **options,
 ) -> InversionResult:
     """Find latent codes whose pictures match the given ones.
@@ -61,13 +67,15 @@ def invert(
     Args:
         G: a generator, see ``fastinv.load_generator``.
         images: [N, 3, R, R] (or one [3, R, R]), RGB in [-1, 1], R the generator's resolution.
-        method: a name in ``METHODS``.
-        space: the latent space: "w+" (one vector per style input) or "w" (one vector).
+        method: a name in ``METHODS``; None is the preset's, or "image2stylegan".
+        space: the latent space: "z", "w" (one vector), "w+" (one per style input), "s" (style channels), "w+noise" (W+
+            and the noise maps) or "f+w+" (features after a block, and W+); None is the method's own.
         steps: updates; None is the method's default, 0 only evaluates the start.
         masks: soft masks in [0, 1], [R, R], [1, 1, R, R] or [N, 1, R, R]: 1 fits a pixel, 0 ignores it.
         seed: of everything random; at least 0.
         callback: called as ``callback(step, losses, images)`` at each of the ``steps + 1`` evaluations, with the
-            updates done, {"total": [N], ...} and the pictures [N, 3, R, R]; return True to stop early.
+            updates done, {"total": [N], ...} and the pictures [N, 3, R, R]; return True to stop early. A method of
+            several stages has one more evaluation for each, and smaller pictures where it works at a low resolution.
         progress: show a bar on a terminal, or about ten lines elsewhere, on standard error.
         graph: record a step as a CUDA graph and replay it: "auto" where that works and pays, True as an error where it
             does not work, False never. ``settings`` of the result say what was done ("captured", "why_eager").
@@ -75,6 +83,12 @@ def invert(
             "auto" whichever gets to the same quality sooner here: ``settings["why_dtype"]`` says why it was taken. It
             is timed, so another run may choose otherwise and give other bits. Codes, losses and sums are float32 at
             least.
+        init: where to start instead of the method's own start: codes w_plus [N, num_ws, w_dim] (or of one picture, for
+            all), an InversionResult, or an encoder (a module with ``encode``, a bundled name or a file).
+        preset: a name in ``PRESETS``, "fast", "balanced" or "best": method, options and dtype that were measured to
+            be good; what else is given takes precedence.
+        checkpoints: where the state of a long optimisation is kept, see ``fastinv.inversion.checkpoint``; None for
+            nowhere.
         options: fields of the method class, e.g. ``learning_rate``; see ``help(METHODS[method])``.
 
     Returns:
@@ -86,7 +100,8 @@ def invert(
         NonFiniteLossError: some losses became NaN or infinite; carries the result with the best so far.
     """
     started = time.perf_counter()
-    configured = configure(METHODS, method, space, steps, options)
+    method, steps, dtype, options = apply_preset(preset, method, steps, dtype, options)
+    configured, space = configure(METHODS, method, space, steps, options)
     whole_number("seed", seed, least=0)
     check_generator(G)
     dtype = check_dtype(G, dtype)
@@ -97,20 +112,18 @@ def invert(
     check_graph(graph, target.device)
 
     with frozen(G):
-        prepared, arithmetic = prepare(G, dtype, target)
-
-        def synthesis(w_plus, **arguments):
-            return prepared.synthesis(w_plus, **arguments).to(wide)
-
-        task = Task(G, synthesis, target, mask, space, seed, callback, graph)
+        start, facts = start_codes(init, G, target)
+        network, arithmetic = prepare(G, dtype, target)
+        task = Task(G, network, target, mask, space, seed, start, callback, graph, None, checkpoints, facts)
         if progress:
-            with Progress(method, configured.steps, target) as task.progress:
-                trace = configured.run(task)
+            with Progress(target) as task.progress:
+                trace, codes = configured.run(task)
         else:
-            trace = configured.run(task)
+            trace, codes = configured.run(task)
         with torch.no_grad():
-            reconstruction = configured.render(task, trace.variables)
-            w_plus = configured.w_plus(task, trace.variables).contiguous()
+            reconstruction = configured.picture(task, codes)
+    codes = {name: value.contiguous() for name, value in flat(codes).items()}
+    w_plus = codes.pop("w_plus")
 
     metrics = {"psnr": psnr(reconstruction, target), "mse": mse(reconstruction, target)}
     if mask is not None:
@@ -118,6 +131,8 @@ def invert(
     for name, curve in trace.losses.items():
         metrics[f"loss_{name}"] = curve[trace.best_step, torch.arange(len(target))]
     metrics = {name: values.tolist() for name, values in metrics.items()} | {"best_step": trace.best_step.tolist()}
+    ended = [trace.finished.get(row, (trace.steps, "")) for row in range(len(target))]
+    metrics |= {"steps": [done for done, _ in ended], "finished": [why for _, why in ended]}
     settings = {
         "method": method,
         "space": space,
@@ -125,6 +140,7 @@ def invert(
         "options": {name: _plain(value) for name, value in vars(configured).items()},
         "steps_done": trace.steps,
         "stopped": trace.stopped,
+        "preset": preset,
         "captured": trace.captured,
         "why_eager": trace.why_eager,
         "masked": mask is not None,
@@ -136,7 +152,7 @@ def invert(
         "versions": {"fastinv": fastinv.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(time.perf_counter() - started, 3),
     }
-    result = InversionResult(w_plus, reconstruction, trace.losses, metrics, settings)
+    result = InversionResult(w_plus, reconstruction, trace.losses, metrics, settings, codes)
     if trace.failed:
         raise NonFiniteLossError(result, trace.failed)
     return result

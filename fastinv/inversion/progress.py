@@ -5,26 +5,26 @@ import time
 
 import torch
 
-from fastinv.losses import psnr
+from fastinv.losses import psnr, resize_mask
 
 
 class Progress:
-    """Shows an optimisation of ``steps`` updates towards ``target`` [N, 3, R, R]; use it in a ``with`` block.
+    """Shows the stages of an optimisation towards ``target`` [N, 3, R, R]; use it in a ``with`` block.
 
     Args:
-        label: what runs, in front of every line.
-        steps: updates to come.
         target: for the PSNR; means over the pictures are shown.
         stream: where to write; None is standard error.
     """
 
     interval = 0.2  # seconds between two refreshes of the bar: reading a number makes a GPU wait
 
-    def __init__(self, label: str, steps: int, target: torch.Tensor, stream=None):
-        self.label, self.steps, self.target = label, steps, target
+    def __init__(self, target: torch.Tensor, stream=None):
+        self.target = target
         self.stream = stream or sys.stderr
+        self.label, self.steps = "", 0
         self.bar, self.task = None, None
         self.started = self.shown = 0.0
+        self.first: int | None = None  # updates that were done when this stage began, or went on
 
     def __enter__(self):
         if self.stream.isatty():
@@ -34,7 +34,6 @@ class Progress:
 
             columns = ["{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}")]
             self.bar = Bar(*columns, TimeRemainingColumn(), console=Console(file=self.stream))
-            self.task = self.bar.add_task(self.label, total=self.steps, numbers="")
             self.bar.start()
         return self
 
@@ -42,22 +41,29 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def begin(self, label: str, steps: int) -> None:
+        """A stage of ``steps`` updates; label stands in front of its lines."""
+        self.label, self.steps, self.first = label, steps, None
+        if self.bar is not None:
+            self.task = self.bar.add_task(label, total=steps, numbers="")
+
     def update(self, step: int, total: torch.Tensor, images: torch.Tensor) -> None:
         """After ``step`` updates: total loss [N] and pictures [N, 3, R, R] (NaN for pictures that have left)."""
         now = time.monotonic()
-        if step == 0:
-            self.started = now
+        if self.first is None:
+            self.first, self.started = step, now
         if self.bar is not None:
-            due = now - self.shown >= self.interval or step in (0, self.steps)
+            due = now - self.shown >= self.interval or step in (self.first, self.steps)
         else:
-            due = step in (0, self.steps) or step * 10 // self.steps > (step - 1) * 10 // self.steps
+            due = step in (self.first, self.steps) or step * 10 // self.steps > (step - 1) * 10 // self.steps
         if not due:
             return
         self.shown = now
-        numbers = f"loss {total.nanmean().item():.4g}  PSNR {psnr(images, self.target).nanmean().item():.2f} dB"
+        target = resize_mask(self.target, images.shape[-2:])
+        numbers = f"loss {total.nanmean().item():.4g}  PSNR {psnr(images, target).nanmean().item():.2f} dB"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, numbers=numbers)
             return
-        elapsed = now - self.started
-        left = f"  {elapsed / step * (self.steps - step):.0f} s left" if 0 < step < self.steps else ""
+        here, elapsed = step - self.first, now - self.started
+        left = f"  {elapsed / here * (self.steps - step):.0f} s left" if here and step < self.steps else ""
         print(f"{self.label} {step}/{self.steps}  {numbers}{left}", file=self.stream, flush=True)

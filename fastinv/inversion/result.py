@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from PIL import Image
 from fastinv.data.pictures import save_picture
 from fastinv.errors import UsageError
 from fastinv.files import shown
-from fastinv.latents import load_latent, save_latent
+from fastinv.inversion.spaces import nested, synthesize
+from fastinv.latents import load_codes, save_latent
 
 LATENT, PICTURE, RESULT = "latent.safetensors", "reconstruction.png", "result.json"
 
@@ -31,6 +32,8 @@ class InversionResult:
         metrics: per picture (lists of N): psnr (dB, clamped pictures, range 2, at most 100), mse, loss_<term> and
             best_step of the kept code; with masks also psnr_masked and mse_masked, over the weighted pixels.
         settings: how it was made (JSON): method, options, seed, generator hash, trunk, versions, seconds ...
+        codes: what else the pictures are made of, [N, ...] each: "z", "styles", "features" and "picture",
+            "noise.<layer>", see ``fastinv.inversion.spaces``; and "weights.<parameter>", what pivotal tuning added.
     """
 
     w_plus: torch.Tensor
@@ -38,6 +41,7 @@ class InversionResult:
     losses: dict[str, torch.Tensor]
     metrics: dict[str, list]
     settings: dict
+    codes: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.w_plus)
@@ -51,13 +55,27 @@ class InversionResult:
             {name: curve[:, rows] for name, curve in self.losses.items()},
             {name: [values[row] for row in rows] for name, values in self.metrics.items()},
             self.settings,
+            {name: value[rows] for name, value in self.codes.items()},
         )
+
+    @torch.no_grad()
+    def render(self, G) -> torch.Tensor:
+        """The pictures [N, 3, R, R] of the codes by the generator that they were found with (or another one like it).
+
+        Noise maps that the codes do not hold are those that the inversion used.
+        """
+        mode = "none" if self.settings.get("options", {}).get("noise") == "none" else "const"
+        codes = nested({"w_plus": self.w_plus, **self.codes})
+        dtype, device = G.w_avg.dtype, G.w_avg.device
+        codes = _mapped(codes, lambda value: value.to(device, dtype))
+        return synthesize(G, codes, mode)
 
     def save(self, folder: str | Path, pictures: dict[str, Image.Image] | None = None) -> Path:
         """Write latent.safetensors, reconstruction.png (pictures side by side) and result.json.
 
         A new folder appears whole or not at all. In an existing one other files stay, and result.json is the last file
-        to be replaced, so a folder with a result.json is complete at any moment.
+        to be replaced, so a folder with a result.json is complete at any moment. ``settings["seconds"]`` is not among
+        the files: the same work leaves the same bits.
 
         Args:
             folder: where to; missing folders above it are made.
@@ -74,11 +92,12 @@ class InversionResult:
             temporary.chmod(0o755)
             facts = {name: self.settings.get(name) for name in ("method", "space", "seed")}
             facts["generator_sha256"] = self.settings.get("generator", {}).get("sha256")
-            save_latent(temporary / LATENT, self.w_plus, facts)
+            save_latent(temporary / LATENT, self.w_plus, facts, self.codes)
             save_picture(torch.cat(list(self.images), dim=-1), temporary / PICTURE)
             for name, picture in (pictures or {}).items():
                 save_picture(picture, temporary / name)
-            document = {"settings": self.settings, "metrics": self.metrics, "losses": _lists(self.losses)}
+            settings = {name: value for name, value in self.settings.items() if name != "seconds"}
+            document = {"settings": settings, "metrics": self.metrics, "losses": _lists(self.losses)}
             (temporary / RESULT).write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
             if folder.is_dir():
                 (folder / RESULT).unlink(missing_ok=True)
@@ -103,7 +122,8 @@ class InversionResult:
         folder = Path(folder)
         try:
             document = json.loads((folder / RESULT).read_text())
-            w_plus = load_latent(folder / LATENT)
+            codes = load_codes(folder / LATENT)
+            w_plus = codes.pop("w_plus")
             with Image.open(folder / PICTURE) as picture:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))
             losses = {name: _tensor(rows) for name, rows in document["losses"].items()}
@@ -114,7 +134,14 @@ class InversionResult:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"cannot read the inversion result in {shown(folder)}: {error}") from error
         images = (pixels / 127.5 - 1).permute(2, 0, 1).chunk(len(w_plus), dim=-1)
-        return cls(w_plus, torch.stack(images), losses, metrics, settings)
+        return cls(w_plus, torch.stack(images), losses, metrics, settings, codes)
+
+
+def _mapped(codes: dict, function) -> dict:
+    """A function of every tensor in nested codes."""
+    return {
+        name: _mapped(value, function) if isinstance(value, dict) else function(value) for name, value in codes.items()
+    }
 
 
 def _lists(curves: dict[str, torch.Tensor]) -> dict[str, list]:

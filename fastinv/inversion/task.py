@@ -1,7 +1,10 @@
 """One call of ``invert``, checked: what every method gets to work on."""
 
 import dataclasses
+import difflib
 import numbers
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import torch
 
 from fastinv.errors import UsageError
+from fastinv.inversion.loop import Trace, optimize
+from fastinv.inversion.spaces import NAMES
 
 RANGE_TOLERANCE = 1e-3  # pictures may exceed [-1, 1] by this much: resampling and rounding do
 
@@ -19,44 +24,81 @@ class Task:
 
     Attributes:
         G: the generator, frozen.
-        synthesis: its frozen synthesis, ``synthesis(w_plus, noise=...)`` -> [N, 3, R, R] in the target's dtype.
+        network: its prepared, fast form, see ``G.prepare``.
         target: [N, 3, R, R] in [-1, 1], on the generator's device, float32 (float64 for a float64 generator).
         mask: soft mask [N, 1, R, R] in [0, 1] like the target, or None.
         space: name of the latent space.
         seed: of everything random.
+        start: codes to start from, {"w_plus": [N, num_ws, w_dim]} and possibly {"noise": ...}; None for the method's.
         callback, graph, progress: for the loop.
+        checkpoints: (stage number) -> where that stage's state is kept, or None; see ``loop.optimize``.
         facts: what a method wants to add to the result's settings.
     """
 
     G: Any
-    synthesis: Callable
+    network: Any
     target: torch.Tensor
     mask: torch.Tensor | None
     space: str
     seed: int
+    start: dict | None = None
     callback: Callable | None = None
     graph: str | bool = "auto"
     progress: Any = None
+    checkpoints: Callable | None = None
     facts: dict = field(default_factory=dict)
+    stages: int = 0  # done so far
+    updates: int = 0  # done so far
+
+    def optimize(self, label: str, variables: dict, render: Callable, terms: list, *, steps: int, **options) -> Trace:
+        """One stage: ``loop.optimize`` with the task's callback, progress and checkpoint.
+
+        Args:
+            label: what the progress calls it.
+            variables, render, terms, steps, options: as for ``loop.optimize``.
+        """
+        stage, offset = self.stages, self.updates
+        checkpoint = None if self.checkpoints is None else self.checkpoints(stage)
+        trace = None if checkpoint is None else checkpoint.finished()
+        if trace is None:
+            callback = self.callback
+            if callback is not None and offset:
+                callback = lambda step, *rest: self.callback(step + offset, *rest)  # noqa: E731
+            if self.progress is not None:
+                self.progress.begin(label, steps)
+            trace = optimize(
+                variables, render, terms, steps=steps, callback=callback, progress=self.progress, graph=self.graph,
+                checkpoint=checkpoint, **options,
+            )  # fmt: skip
+            if checkpoint is not None:
+                checkpoint.finish(trace)
+        self.stages, self.updates = stage + 1, offset + trace.steps
+        return trace
 
 
-def configure(methods: dict[str, type], method: str, space: str, steps: int | None, options: dict):
-    """The method object for the arguments of ``invert``; every wrong name or value is a UsageError."""
+def configure(methods: dict[str, type], method: str, space: str | None, steps: int | None, options: dict):
+    """(method object, space) for the arguments of ``invert``; every wrong name or value is a UsageError."""
     if not isinstance(method, str) or method not in methods:
         raise UsageError(f"unknown method {method!r}; known are {', '.join(methods)}")
     chosen = methods[method]
+    space = chosen.spaces[0] if space is None else space
     if space not in chosen.spaces:
-        raise UsageError(f"unknown space {space!r} for {method}; it works in {', '.join(chosen.spaces)}")
+        known = "does not work" if space in NAMES else "is no latent space"
+        raise UsageError(f"space {space!r} {known} for {method}; it works in {', '.join(chosen.spaces)}")
     fields = {field.name: field for field in dataclasses.fields(chosen)}
     options = dict(options)
     for name, value in options.items():
         if name not in fields or name == "steps":
-            valid = ", ".join(sorted(set(fields) - {"steps"}))
-            raise UsageError(f"unknown option {name!r} for {method}; valid are {valid}")
-        options[name] = _of_type(name, value, fields[name])
+            valid = sorted(set(fields) - {"steps"})
+            near = difflib.get_close_matches(name, valid, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "valid are " + ", ".join(valid)
+            raise UsageError(f"unknown option {name!r} for {method}; {hint}")
+        options[name] = _of_type(name, value, fields[name].type)
     if steps is not None:
         options["steps"] = whole_number("steps", steps, least=0)
-    return chosen(**options)
+    configured = chosen(**options)
+    configured.check_space(space)
+    return configured, space
 
 
 def whole_number(name: str, value, least: int) -> int:
@@ -125,16 +167,20 @@ def check_masks(masks, count: int, resolution: int) -> torch.Tensor | None:
     return masks
 
 
-def _of_type(name: str, value, field: dataclasses.Field):
-    """The value as the type of the field's default, or a UsageError; sequences and trunks are left to the method."""
-    kind = type(field.default)
+def _of_type(name: str, value, kind):
+    """The value as the field's annotation wants it, or a UsageError; sequences and modules are left to the method."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if Any in kinds or tuple in kinds or (value is None and types.NoneType in kinds):
+        return value
     right = {
         float: isinstance(value, numbers.Real) and not isinstance(value, bool),
+        int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
         bool: isinstance(value, bool),
         str: isinstance(value, str),
     }
-    if kind not in right or field.type in (Any, "Any"):
-        return value
-    if not right[kind]:
-        raise UsageError(f"{name} must be a {kind.__name__}, not {value!r}")
-    return kind(value)
+    for one in kinds:
+        if right.get(one):
+            return one(value)
+    wanted = " or ".join("None" if one is types.NoneType else one.__name__ for one in kinds)
+    article = "an" if wanted[0] in "aeio" else "a"
+    raise UsageError(f"{name} must be {article} {wanted}, not {value!r}")

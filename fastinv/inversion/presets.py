@@ -1,0 +1,30 @@
+"""Presets: settings that were measured to reach a quality soon (benchmarks/time_to_quality.py)."""
+
+from fastinv.errors import UsageError
+
+# name -> {"method", "dtype", "steps", and options of the method}
+PRESETS: dict[str, dict] = {
+    "fast": {"method": "image2stylegan", "dtype": "auto", "steps": 100, "learning_rate": 0.15},
+    "balanced": {"method": "image2stylegan", "dtype": "auto", "steps": 300, "learning_rate": 0.1},
+    "best": {"method": "image2stylegan", "dtype": None, "steps": 1000, "learning_rate": 0.1},
+}
+
+
+def apply_preset(preset: str | None, method: str | None, steps: int | None, dtype, options: dict):
+    """(method, steps, dtype, options) with what the preset says where nothing was given.
+
+    A preset's steps and options are for its method; with another one they are left out.
+
+    Raises:
+        UsageError: an unknown preset.
+    """
+    if preset is None:
+        return method or "image2stylegan", steps, dtype, options
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
+    settings = dict(PRESETS[preset])
+    own, kind, count = settings.pop("method"), settings.pop("dtype"), settings.pop("steps")
+    dtype = kind if dtype is None else dtype
+    if method not in (None, own):
+        raise UsageError(f"preset {preset!r} is for {own}, not for {method}; leave one of them out")
+    return own, count if steps is None else steps, dtype, settings | options
