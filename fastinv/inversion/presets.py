@@ -19,7 +19,7 @@ def apply_preset(preset: str | None, method: str | None, steps: int | None, dtyp
         UsageError: an unknown preset.
     """
     if preset is None:
-        return method or "image2stylegan", steps, dtype, options
+        return "image2stylegan" if method is None else method, steps, dtype, options
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
     settings = dict(PRESETS[preset])
