@@ -43,6 +43,18 @@ def w_statistics(G, samples: int = 10_000, seed: int = 0, batch: int = 1000) -> 
     """
     if samples < 2:
         raise UsageError(f"statistics of W need at least 2 samples, not {samples}")
+    w = mapped_samples(G, samples, seed, batch)
+    std, mean = torch.std_mean(w, dim=0, correction=0)
+    return WStatistics(mean.float(), std.float(), std.square().sum().sqrt().item())
+
+
+@torch.no_grad()
+def mapped_samples(G, samples: int, seed: int = 0, batch: int = 1000) -> torch.Tensor:
+    """w of random latents, float64 [samples, w_dim] (the first style input's, where a mapping gives several).
+
+    The same seed gives the same latents on every device. A conditional generator gets labels drawn uniformly from its
+    classes.
+    """
     random = torch.Generator().manual_seed(seed)
     device = G.w_avg.device
     z = torch.randn(samples, G.z_dim, generator=random).to(device).split(batch)
@@ -50,9 +62,7 @@ def w_statistics(G, samples: int = 10_000, seed: int = 0, batch: int = 1000) -> 
     if G.c_dim:
         classes = torch.randint(G.c_dim, (samples,), generator=random).to(device)
         labels = torch.nn.functional.one_hot(classes, G.c_dim).float().split(batch)
-    w = torch.cat([G.mapping(part, label)[:, 0].double() for part, label in zip(z, labels, strict=True)])
-    std, mean = torch.std_mean(w, dim=0, correction=0)
-    return WStatistics(mean.float(), std.float(), std.square().sum().sqrt().item())
+    return torch.cat([G.mapping(part, label)[:, 0].double() for part, label in zip(z, labels, strict=True)])
 
 
 def mean_latent(G) -> torch.Tensor:

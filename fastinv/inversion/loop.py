@@ -138,7 +138,7 @@ def optimize(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     keep: str = "best",
-    project: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    project: Callable | None = None,
     stopping: Stopping | None = None,
     callback: Callable | None = None,
     progress=None,
@@ -166,7 +166,8 @@ def optimize(
         betas, eps: Adam's.
         keep: "best" keeps, per picture, the values of the lowest total loss; "last" the last finite ones (for methods
             that add noise, where losses of different steps do not compare).
-        project: changes the variables in place after each update, to keep them where they belong.
+        project: (variables, best, step) changes the variables in place after each update, to keep them where they
+            belong; best holds their values at the lowest loss so far, step [1], int64, the updates done.
         stopping: when a picture is finished before all steps are done; None is never.
         callback: called as ``callback(step, losses, images)`` at each of the ``steps + 1`` evaluations with the updates
             done so far, {"total": [N], term: [N], ...} and the pictures [N, 3, R, R] (pictures that left: NaN); a true
@@ -223,7 +224,8 @@ def optimize(
             continue
         leaving = bad = batch.bad_step >= 0
         if watch is not None:
-            reasons = watch.look(step, batch.rows, batch.lowest)
+            losses = dict(zip(names, batch.curves[step - batch.first], strict=True))
+            reasons = watch.look(step, batch.rows, batch.lowest, losses)
             finished |= {row: (step, why) for row, why in reasons.items() if row not in batch.bad_rows()}
             leaving = bad | torch.isin(batch.rows, torch.tensor(list(reasons), device=device, dtype=torch.long))
         if leaving.any():
@@ -303,7 +305,7 @@ class _Batch:
         self.adam.step(gradients, self.coefficients, self.clock, self.best, self.better)
         if self.project is not None:
             with torch.no_grad():
-                self.project(self.adam.variables)
+                self.project(self.adam.variables, self.best, self.clock[1:] + 1)
         return images
 
     @torch.no_grad()

@@ -45,6 +45,7 @@ class Method:
     learning_rate: float = option(0.05, "peak learning rate of Adam")
     noise_learning_rate: float | None = option(None, "that of the noise maps; None is the same")
     features_learning_rate: float | None = option(None, "that of the features of F+W+; None is the same")
+    precondition: float = option(0.0, "w, w+: optimise along the principal axes of W, scaled by their deviation to this")
     beta1: float = option(0.9, "Adam's decay of the gradient's mean")
     beta2: float = option(0.999, "Adam's decay of the gradient's square")
     ramp_up: float = option(0.05, "part of the steps in which the learning rate rises from zero")
@@ -94,7 +95,7 @@ class Method:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        for name in ("ramp_up", "ramp_down", "coarse_part", "stop_plateau"):
+        for name in ("ramp_up", "ramp_down", "coarse_part", "stop_plateau", "precondition"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         weights = [field.name for field in dataclasses.fields(self) if field.name.endswith("_weight")]
@@ -128,9 +129,13 @@ class Method:
                     raise UsageError(f"{name} is for codes in W; space {space!r} has none: set it to 0")
         optimised = self.noise == "optimize" or space == "w+noise"
         if self.noise_weight and not optimised:
-            raise UsageError("noise_weight is for optimised noise maps: use space w+noise or noise=optimize")
+            raise UsageError("noise_weight is for optimised noise maps: use noise=optimize or space w+noise, or set it to 0")
+        if self.precondition and space in ("z", "s"):
+            raise UsageError(f"precondition is for codes in W, not for space {space!r}: set it to 0")
         if self.coarse_resolution and space == "f+w+":
             raise UsageError("coarse_resolution does not go with space 'f+w+', whose features are optimised at one size")
+        if self.coarse_resolution and self.discriminator_weight:
+            raise UsageError("coarse_resolution does not go with discriminator_weight: D takes pictures of one size")
 
     def run(self, task: Task) -> tuple[Trace, dict[str, Any]]:
         """Optimise; the trace, and the codes of the kept variables (see ``inversion.spaces``)."""
@@ -141,7 +146,7 @@ class Method:
 
     def space(self, task: Task) -> Space:
         """The space, as the method uses it."""
-        return make_space(task.space, task.G, self.noise, self.features_at)
+        return make_space(task.space, task.G, self.noise, self.features_at, self.precondition)
 
     def start_codes(self, task: Task) -> torch.Tensor:
         """The code [N, num_ws, w_dim] to start near."""
@@ -217,7 +222,7 @@ class Method:
             stopping = Stopping(low, self.stop_patience, self.stop_plateau)
         options = {"schedule": lambda step, _: ramp(step + done, whole), "stopping": stopping} | options
         return task.optimize(
-            label, variables, lambda variables, step: self.render(task, space, variables, step, resolution),
+            label, variables, lambda variables, step: self.render(task, space, variables, step + done, resolution),
             self.terms(task, space, target, mask), steps=self.steps if steps is None else steps,
             learning_rate=self.rates(space, variables), betas=(self.beta1, self.beta2), **options,
         )  # fmt: skip
@@ -233,7 +238,7 @@ class Method:
         return rates | dict.fromkeys(space.frozen_variables(), 0.0)
 
     def render(self, task: Task, space: Space, variables, step: torch.Tensor, resolution: int | None = None):
-        """(pictures [N, 3, R, R], codes) of the variables after ``step`` [1] updates."""
+        """(pictures [N, 3, R, R], codes) of the variables after ``step`` [1] updates of all stages."""
         codes = space.codes(variables)
         return self.picture(task, codes, resolution), codes
 
@@ -245,6 +250,11 @@ class Method:
     def terms(self, task: Task, space: Space, target: torch.Tensor, mask: torch.Tensor | None) -> list:
         """The objective for targets of some size."""
         return build_terms(self, task, target, mask)
+
+
+def changed(name: str, default):
+    """The option of ``Method`` of this name with another default, for the methods."""
+    return option(default, Method.__dataclass_fields__[name].metadata["help"])
 
 
 assert set(Method.spaces) == set(NAMES)

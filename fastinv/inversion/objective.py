@@ -8,11 +8,21 @@ from fastinv.checkpoints import load_discriminator, load_encoder, network_hash
 from fastinv.errors import UsageError
 from fastinv.inversion.loop import Term
 from fastinv.latents import mean_latent
-from fastinv.losses import PerceptualLoss, PixelLoss, load_trunk
-try:  # TEMPORARY until the losses are there
-    from fastinv.losses import DiscriminatorLoss, DomainLoss, L1Loss, LogCoshLoss, MeanDistance, MSSSIMLoss, NoiseRegularizer, PNorm, load_perceptual, pnorm_statistics
-except ImportError:
-    L1Loss = LogCoshLoss = MeanDistance = None
+from fastinv.losses import (
+    DiscriminatorLoss,
+    DomainLoss,
+    L1Loss,
+    LogCoshLoss,
+    MeanDistance,
+    MSSSIMLoss,
+    NoiseRegularizer,
+    PerceptualLoss,
+    PixelLoss,
+    PNorm,
+    load_perceptual,
+    load_trunk,
+    pnorm_statistics,
+)
 
 PIXEL_LOSSES = {"mse": PixelLoss, "l1": L1Loss, "log-cosh": LogCoshLoss}
 
@@ -30,7 +40,7 @@ def build_terms(method, task, target: torch.Tensor, mask: torch.Tensor | None) -
         trunk, task.facts["trunk"] = load_trunk(
             method.trunk, method.layers, method.pre_relu, method.normalize, device, dtype
         )
-        loss = PerceptualLoss(target, trunk, method.layer_weights, mask)
+        loss = PerceptualLoss(target, trunk, method.layer_weights, mask, distance=method.feature_loss)
         add("perceptual", loss, method.perceptual_weight)
     if method.lpips_weight:
         loss, task.facts["lpips"] = load_perceptual("auto", target, mask)

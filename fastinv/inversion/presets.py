@@ -4,9 +4,18 @@ from fastinv.errors import UsageError
 
 # name -> {"method", "dtype", "steps", and options of the method}
 PRESETS: dict[str, dict] = {
-    "fast": {"method": "image2stylegan", "dtype": "auto", "steps": 100, "learning_rate": 0.15},
-    "balanced": {"method": "image2stylegan", "dtype": "auto", "steps": 300, "learning_rate": 0.1},
-    "best": {"method": "image2stylegan", "dtype": None, "steps": 1000, "learning_rate": 0.1},
+    "fast": {
+        "method": "image2stylegan", "dtype": "auto", "steps": 110,
+        "learning_rate": 0.4, "precondition": 0.5, "beta1": 0.6, "ramp_down": 0.5,
+    },
+    "balanced": {
+        "method": "image2stylegan", "dtype": "auto", "steps": 250,
+        "learning_rate": 0.3, "precondition": 0.5, "beta1": 0.6,
+    },
+    "best": {
+        "method": "image2stylegan", "dtype": None, "steps": 1000,
+        "learning_rate": 0.3, "precondition": 0.5, "beta1": 0.6,
+    },
 }
 
 

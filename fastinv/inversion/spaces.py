@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastinv.errors import UsageError
-from fastinv.latents import expand
+from fastinv.latents import expand, mapped_samples
 
 NOISE = "noise."  # prefix of noise maps where codes or variables lie flat in one dict
 SAMPLES = 1000  # latents among which the start in Z is chosen
@@ -59,14 +59,15 @@ class Space:
         G: the generator.
         optimise_noise: whether the noise maps are variables too.
         features_at: resolution of the block whose features are variables, for F+W+.
+        basis: what the vectors of W are written in, see ``principal_basis``; None is their own coordinates.
     """
 
     name = "w+"
     vectors: int | None = None  # of a code; None is one per style input
     needs: tuple[str, ...] = ()  # methods that the generator must have
 
-    def __init__(self, G, optimise_noise: bool = False, features_at: int = 16):
-        self.G, self.optimise_noise, self.features_at = G, optimise_noise, features_at
+    def __init__(self, G, optimise_noise: bool = False, features_at: int = 16, basis: torch.Tensor | None = None):
+        self.G, self.optimise_noise, self.features_at, self.basis = G, optimise_noise, features_at, basis
         missing = [name for name in self.needs if not hasattr(G, name)]
         if missing:
             raise UsageError(f"space {self.name!r} needs a StyleGAN2 generator; a {type(G).__name__} has no {missing[0]}")
@@ -99,13 +100,20 @@ class Space:
 
     def frozen_variables(self) -> tuple[str, ...]:
         """Variables that are carried along, one row for each picture, but not changed."""
-        return ()
+        return () if self.basis is None else ("start",)
 
     def _start(self, w_plus: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-        return {"w": w_plus if self.vectors is None else w_plus.mean(1, keepdim=True)}
+        w = w_plus if self.vectors is None else w_plus.mean(1, keepdim=True)
+        if self.basis is None:
+            return {"w": w}
+        # What is optimised is the distance from the start, so that the start itself is met exactly.
+        return {"start": w, "v": torch.zeros_like(w)}
 
     def _codes(self, variables) -> dict[str, Any]:
-        return {"w_plus": expand(variables["w"], self.G.num_ws)}
+        if self.basis is None:
+            return {"w_plus": expand(variables["w"], self.G.num_ws)}
+        w = variables["start"] + variables["v"] @ self.basis.to(variables["v"])
+        return {"w_plus": expand(w, self.G.num_ws)}
 
 
 class W(Space):
@@ -120,8 +128,8 @@ class Z(Space):
 
     name = "z"
 
-    def __init__(self, G, optimise_noise: bool = False, features_at: int = 16):
-        super().__init__(G, optimise_noise, features_at)
+    def __init__(self, G, *arguments):
+        super().__init__(G, *arguments)
         if getattr(G, "c_dim", 0):
             raise UsageError("space 'z' needs an unconditional generator: the labels of pictures are not known")
 
@@ -168,28 +176,50 @@ class FW(Space):
     def _start(self, w_plus: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             x, picture = self.G.features(w_plus.to(self.G.w_avg.dtype), self.features_at)
-        return {"w": w_plus, "features": x.to(w_plus.dtype), "picture": picture.to(w_plus.dtype)}
+        maps = {"features": x.to(w_plus.dtype), "picture": picture.to(w_plus.dtype)}
+        return super()._start(w_plus, seed) | maps
 
     def _codes(self, variables) -> dict[str, Any]:
-        codes = {"w_plus": expand(variables["w"], self.G.num_ws)}
-        return codes | {name: variables[name] for name in ("features", "picture")}
+        return super()._codes(variables) | {name: variables[name] for name in ("features", "picture")}
 
     def frozen_variables(self) -> tuple[str, ...]:
-        return ("picture",)
+        return (*super().frozen_variables(), "picture")
 
 
 SPACES = {space.name: space for space in (Z, W, Space, S, FW)}
 NAMES = ("z", "w", "w+", "s", "w+noise", "f+w+")
 
 
-def make_space(name: str, G, noise: str = "const", features_at: int = 16) -> Space:
+def make_space(name: str, G, noise: str = "const", features_at: int = 16, precondition: float = 0.0) -> Space:
     """A space by name for a generator; "w+noise" is W+ with the noise maps.
+
+    ``precondition`` above 0 writes vectors of W in their ``principal_basis`` of that power.
 
     Raises:
         UsageError: the generator lacks what the space needs.
     """
     optimise_noise = noise == "optimize" or name == "w+noise"
-    return SPACES["w+" if name == "w+noise" else name](G, optimise_noise, features_at)
+    basis = principal_basis(G, precondition) if precondition and name not in ("z", "s") else None
+    return SPACES["w+" if name == "w+noise" else name](G, optimise_noise, features_at, basis)
+
+
+@torch.no_grad()
+def principal_basis(G, power: float, samples: int = 10_000, least: float = 0.02) -> torch.Tensor:
+    """The principal axes of W, each times its standard deviation to some power, as rows [w_dim, w_dim].
+
+    A mapping network stretches W along few directions. Adam takes steps of one size in every coordinate; in these
+    coordinates it takes longer ones where W is wide, and the coordinates do not disturb each other, so that it needs
+    several times fewer. The mean square of the scales is 1, so that learning rates keep their meaning.
+
+    Args:
+        power: 0 only turns the axes, 1 makes the samples' deviation equal along all.
+        samples: of W, drawn with a fixed seed.
+        least: smaller deviations, relative to the largest, count as this.
+    """
+    variances, axes = torch.linalg.eigh(torch.cov(mapped_samples(G, samples).T, correction=0))
+    scales = variances.clamp_min(0).sqrt()
+    scales = scales.clamp_min(least * scales.max()) ** power
+    return (axes * (scales / scales.square().mean().sqrt())).T
 
 
 def _noise_const(G, layer: str) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """When a picture is finished before its steps are done: its loss is low enough, or no longer falls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,11 +14,13 @@ class Stopping:
         patience: a picture is finished when its lowest total loss has fallen by less than ``plateau`` (relative) over
             so many steps; None for never.
         plateau: relative fall of the loss that still counts as progress.
+        terms: a picture is finished when a term has reached the (weighted) value that stands here under its name.
     """
 
     loss: float | None = None
     patience: int | None = None
     plateau: float = 0.01
+    terms: dict[str, float] = field(default_factory=dict)
 
     def watch(self, count: int) -> "Watch":
         """A watch over ``count`` pictures."""
@@ -37,11 +39,25 @@ class Watch:
         self.seen: list[tuple[int, torch.Tensor]] = []  # step, lowest loss of each picture so far
         self.lowest = torch.full((count,), torch.inf, dtype=torch.float64)
 
-    def look(self, step: int, rows: torch.Tensor, lowest: torch.Tensor) -> dict[int, str]:
-        """After ``step`` updates, with the lowest losses [M] of pictures rows [M]: picture -> why it is finished."""
+    def look(
+        self, step: int, rows: torch.Tensor, lowest: torch.Tensor, losses: dict[str, torch.Tensor]
+    ) -> dict[int, str]:
+        """Which pictures are finished: picture -> why.
+
+        Args:
+            step: updates done.
+            rows: the pictures that are left, [M].
+            lowest: their lowest total losses so far, [M].
+            losses: their losses now, name -> [M].
+        """
         rows = rows.cpu()
         self.lowest[rows] = lowest.detach().to("cpu", torch.float64)
-        return self._note(step, rows.tolist())
+        reasons = self._note(step, rows.tolist())
+        for name, limit in self.rule.terms.items():
+            for row, value in zip(rows.tolist(), losses[name].tolist(), strict=True):
+                if value <= limit:
+                    reasons.setdefault(row, f"{name} reached")
+        return reasons
 
     def replay(self, totals: torch.Tensor, every: int) -> None:
         """See again what was seen before an interruption: totals [steps, N], NaN for pictures that had left."""

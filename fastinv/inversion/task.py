@@ -33,6 +33,7 @@ class Task:
         callback, graph, progress: for the loop.
         checkpoints: (stage number) -> where that stage's state is kept, or None; see ``loop.optimize``.
         facts: what a method wants to add to the result's settings.
+        tables: what a method works out once, and its steps look up.
     """
 
     G: Any
@@ -47,6 +48,7 @@ class Task:
     progress: Any = None
     checkpoints: Callable | None = None
     facts: dict = field(default_factory=dict)
+    tables: dict = field(default_factory=dict)
     stages: int = 0  # done so far
     updates: int = 0  # done so far
 

@@ -1,12 +1,15 @@
-"""StyleGAN2's synthesis network with frozen weights, as one autograd node: only w_plus and noise maps get gradients.
+"""StyleGAN2's synthesis network with frozen weights, as one autograd node: only codes and noise maps get gradients.
 
+A code is w_plus, or the style channels in its place, and the features to begin with in the place of the constant.
 All styles are one matrix product, all demodulation coefficients another; each layer is a convolution and one pass after
 it, which leaves the next layer's input with its styles already multiplied in (formulas: `fastinv.ops.synthesis`).
 Backward keeps one tensor a layer. The same Python runs on every device; the ops beneath differ.
 """
 
+import copy
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,11 +60,16 @@ class FrozenLayer:
     def output_slice(self) -> slice:
         return slice(self.first_output, self.first_output + self.outputs)
 
+    @property
+    def rgb_slice(self) -> slice:
+        """The styles of the toRGB that follows."""
+        return slice(self.rgb_row, self.rgb_row + self.outputs)
+
     def rgb_operands(self, styles):
         """Weight, styles and bias of the toRGB that follows; three times None without one."""
         if self.rgb_weight is None:
             return None, None, None
-        return self.rgb_weight, styles[:, self.rgb_row : self.rgb_row + self.outputs], self.rgb_bias
+        return self.rgb_weight, styles[:, self.rgb_slice], self.rgb_bias
 
 
 def unsupported(network: SynthesisNetwork) -> str:
@@ -91,6 +99,8 @@ class FrozenSynthesis:
 
     float16: weights and styles are scaled by powers of two, which the demodulation cancels exactly, and the gradient of
     the picture by others, so that neither leaves the format's range.
+
+    ``part`` makes one of some of the blocks, which shares all weights.
     """
 
     def __init__(self, network: SynthesisNetwork, dtype: torch.dtype, forms: dict | None = None):
@@ -103,6 +113,8 @@ class FrozenSynthesis:
         self.layers: list[FrozenLayer] = []
         self._affines: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.rows = [0]  # of style input l: rows[l] to rows[l + 1]
+        self.first_input = 0  # style input of the first layer, and row of its styles, among those of the whole network
+        self.first_row = 0
         self._sumsq: list[torch.Tensor] = []
         self.epsilons: list[float] = []
         for r in network.resolutions:
@@ -117,18 +129,79 @@ class FrozenSynthesis:
         self.weight_sumsq = torch.cat([sumsq.flatten() for sumsq in self._sumsq]).to(**compute)
         self.bias = torch.cat([layer.bias for layer in self.layers]).to(**compute)
         del self._affines, self._sumsq  # only for building: the concatenated tensors above are what is used
-        self.conv_rows = [layer.row for layer in self.layers]
-        self.inputs = [layer.inputs for layer in self.layers]
-        self.outputs = [layer.outputs for layer in self.layers]
-        # Whose styles the sums of a layer belong to; the last entry is the constant that the first layer starts from.
-        self.next_rows = [*self.conv_rows[1:], -1, self.conv_rows[0]]
-        self.rgb_rows = [*[layer.rgb_row for layer in self.layers], -1]
-        self.first_outputs = [*[layer.first_output for layer in self.layers], -1]
+        self.style_gain = torch.ones(self.rows[-1], **compute)  # of toRGB; the affine layers above have it inside
+        for layer in self.layers:
+            if layer.rgb_weight is not None:
+                self.style_gain[layer.rgb_slice] = network.get_submodule(f"b{layer.resolution}.torgb").weight_gain
+        self._set_tables()
         unknown = sorted(set(forms or {}) - {layer.name for layer in self.layers})
         if unknown:
             names = ", ".join(layer.name for layer in self.layers)
             raise UsageError(f"forms: there is no layer {unknown[0]!r}; the layers are {names}")
         self.forms = forms or {}
+        self._parts: dict[tuple[int, int], FrozenSynthesis] = {}
+
+    def __getstate__(self):
+        return vars(self) | {"_parts": {}}
+
+    def _set_tables(self) -> None:
+        """What the ops take as lists, one entry a layer."""
+        self.conv_rows = [layer.row for layer in self.layers]
+        self.inputs = [layer.inputs for layer in self.layers]
+        self.outputs = [layer.outputs for layer in self.layers]
+        # Whose styles the sums of a layer belong to; the last entry is what the first layer starts from.
+        self.next_rows = [*self.conv_rows[1:], -1, self.conv_rows[0]]
+        self.rgb_rows = [*[layer.rgb_row for layer in self.layers], -1]
+        self.first_outputs = [*[layer.first_output for layer in self.layers], -1]
+
+    def part(self, first: int, last: int) -> "FrozenSynthesis":
+        """The blocks of the resolutions ``first`` to ``last`` alone; all of its tensors are views of this one's.
+
+        Without the block at 4x4 it begins with features instead of the constant.
+        """
+        if (first, last) == (4, self.layers[-1].resolution):
+            return self
+        if (first, last) not in self._parts:
+            self._parts[first, last] = self._part(first, last)
+        return self._parts[first, last]
+
+    @torch.inference_mode(False)
+    def _part(self, first: int, last: int) -> "FrozenSynthesis":
+        part = copy.copy(self)
+        indices = [i for i, layer in enumerate(self.layers) if first <= layer.resolution <= last]
+        own = slice(indices[0], indices[-1] + 1)
+        begin, end = self.layers[own.start], self.layers[own.stop - 1]
+        rows, outputs = slice(begin.row, end.rgb_slice.stop), slice(begin.first_output, end.output_slice.stop)
+        part.layers = [
+            replace(
+                layer, row=layer.row - rows.start, first_output=layer.first_output - outputs.start,
+                rgb_row=-1 if layer.rgb_weight is None else layer.rgb_row - rows.start,
+            )
+            for layer in self.layers[own]
+        ]  # fmt: skip
+        part.const = self.const if first == 4 else None
+        part.first_input, part.first_row = own.start, rows.start  # layer l is the first of style input l
+        part.rows = [min(max(row, rows.start), rows.stop) - rows.start for row in self.rows[own.start : own.stop + 2]]
+        part.affine_weight, part.affine_bias = self.affine_weight[rows], self.affine_bias[rows]
+        part.style_gain, part.bias = self.style_gain[rows], self.bias[outputs]
+        ends = [0, *itertools.accumulate(a * b for a, b in zip(self.inputs, self.outputs, strict=True))]
+        part.weight_sumsq, part.epsilons = self.weight_sumsq[ends[own.start] : ends[own.stop]], self.epsilons[own]
+        part._parts = {}
+        part._set_tables()
+        return part
+
+    @property
+    def start_shape(self) -> tuple[int, int, int]:
+        """(C, r, r) of what the first layer starts from."""
+        layer = self.layers[0]
+        r = layer.resolution // layer.convolution.up
+        return layer.inputs, r, r
+
+    def own_code(self, code: torch.Tensor) -> torch.Tensor:
+        """Of a code of the whole network what belongs to these blocks, in the compute dtype."""
+        first, count = (self.first_row, self.rows[-1]) if code.ndim == 2 else (self.first_input, len(self.rows) - 1)
+        code = code if code.shape[1] == count else code[:, first : first + count]
+        return code.to(self.compute)
 
     @property
     def _row(self) -> int:
@@ -174,25 +247,37 @@ class FrozenSynthesis:
         layer.rgb_bias = torgb.bias.detach().to(self.compute)
         layer.rgb_clamp = -1.0 if torgb.conv_clamp is None else float(torgb.conv_clamp)
 
-    def __call__(self, w_plus: torch.Tensor, noise: list[torch.Tensor | None]) -> torch.Tensor:
-        """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""
-        return _Synthesize.apply(self, w_plus, *noise)
+    def __call__(self, code: torch.Tensor, noise: list[torch.Tensor | None], x=None, image=None, with_x: bool = False):
+        """The picture, or with_x the features after the last layer, too: (x, picture).
 
-    def modulation(self, w_plus: torch.Tensor):
+        Args:
+            code: of these blocks, w_plus [N, inputs, w_dim] or style channels [N, rows], compute dtype.
+            noise: per layer a map [N or 1, 1, R, R], not yet times the strength, or None.
+            x, image: for a part that begins with features: x [N, *start_shape] and picture [N, 3, r, r], compute dtype.
+        """
+        result, last = _Synthesize.apply(self, code, x, image, with_x, *noise)
+        return (last, result) if with_x else result
+
+    def modulation(self, code: torch.Tensor):
         """Styles of all layers, their demodulation coefficients and factors; see `fastinv.ops.synthesis`."""
-        styles = synthesis.styles(w_plus.contiguous(), self.affine_weight, self.affine_bias, self.rows)
+        if code.ndim == 2:
+            styles = code * self.style_gain
+        else:
+            styles = synthesis.styles(code.contiguous(), self.affine_weight, self.affine_bias, self.rows)
         return synthesis.demodulation(
             styles, self.weight_sumsq, self.conv_rows, self.inputs, self.outputs, self.epsilons, self.scaled
         )
 
-    def latent_gradient(self, sums: list[torch.Tensor], styles, d, scales, unscale=None) -> torch.Tensor:
-        """Gradient of w_plus from the sums of all layers and, last, those of the constant."""
+    def code_gradient(self, of_styles: bool, sums: list[torch.Tensor], styles, d, scales, unscale=None) -> torch.Tensor:
+        """Gradient of the code from the sums of all layers and, last, those of what the first one starts from."""
         dstyles, q = synthesis.style_gradients(
             sums, d, self.bias, unscale, self.next_rows, self.rgb_rows, self.first_outputs, styles.shape[1]
         )
         dstyles = synthesis.demodulation_backward(
             dstyles, q, styles, scales, self.weight_sumsq, self.conv_rows, self.inputs, self.outputs
         )
+        if of_styles:
+            return dstyles * self.style_gain
         return synthesis.styles_backward(dstyles, self.affine_weight, self.rows)
 
     def styles_after(self, index: int, styles: torch.Tensor) -> torch.Tensor | None:
@@ -218,17 +303,21 @@ def refuse_second_derivatives() -> None:
 
 class _Synthesize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, net: FrozenSynthesis, w_plus, *noise):
-        with torch.autocast(w_plus.device.type, enabled=False):
-            image = _Synthesize._forward(ctx, net, w_plus, noise)
-        return image
+    def forward(ctx, net: FrozenSynthesis, code, x, image, with_x, *noise):
+        with torch.autocast(code.device.type, enabled=False):
+            return _Synthesize._forward(ctx, net, code, x, image, with_x, noise)
 
     @staticmethod
-    def _forward(ctx, net, w_plus, noise):
-        styles, d, scales = net.modulation(w_plus)
-        x = net.const * styles[:, : net.layers[0].inputs, None, None].to(net.dtype)
+    def _forward(ctx, net, code, start, image, with_x, noise):
+        styles, d, scales = net.modulation(code)
+        first_styles = styles[:, : net.layers[0].inputs, None, None]
+        if start is None:
+            x = net.const * first_styles.to(net.dtype)
+        else:
+            start = start.to(net.dtype)
+            x = (start.to(net.compute) * first_styles).to(net.dtype)  # as `epilogue` multiplies
         x = x.contiguous(memory_format=torch.channels_last)
-        image, forms, kept = None, [], []
+        forms, kept = [], []
         for index, layer in enumerate(net.layers):
             form = net.form(layer, x)
             rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
@@ -241,26 +330,29 @@ class _Synthesize(torch.autograd.Function):
             image = image if rgb_weight is None else summed
             forms.append(form)
             kept += [y, rgb]
-        ctx.net, ctx.forms = net, forms
-        ctx.save_for_backward(styles, d, scales, *noise, *kept)
-        return image
+        ctx.net, ctx.forms, ctx.of_styles, ctx.with_x = net, forms, code.ndim == 2, with_x
+        ctx.save_for_backward(start, styles, d, scales, *noise, *kept)
+        return image, y.clone() if with_x else None
 
     @staticmethod
-    def backward(ctx, dimage):
+    def backward(ctx, dimage, dlast):
         refuse_second_derivatives()
         with torch.autocast(dimage.device.type, enabled=False):
-            return None, *_Synthesize._backward(ctx, dimage)
+            dcode, dx, dimage, dnoise = _Synthesize._backward(ctx, dimage, dlast if ctx.with_x else None)
+        return None, dcode, dx, dimage, None, *dnoise
 
     @staticmethod
-    def _backward(ctx, dimage):
+    def _backward(ctx, dimage, dx):
         net, count = ctx.net, len(ctx.net.layers)
-        styles, d, scales, *rest = ctx.saved_tensors
+        start, styles, d, scales, *rest = ctx.saved_tensors
         noise, kept = rest[:count], rest[count:]
+        _, need_code, need_x, need_image, _, *need_noise = ctx.needs_input_grad
         dimage, unscale = dimage.contiguous(), None
         if net.scaled:
-            dimage, unscale = synthesis.gradient_scale(dimage)
-            unscale = unscale / START
-        dx, sums, dnoise = None, [None] * (count + 1), [None] * count
+            dimage, dx, unscale_image = _scaled(dimage, dx)
+            unscale = unscale_image / START
+        dx = None if dx is None else dx.to(net.dtype).contiguous(memory_format=torch.channels_last)
+        sums, dnoise = [None] * (count + 1), [None] * count
         for index in reversed(range(count)):
             layer, form = net.layers[index], ctx.forms[index]
             _, rgb_styles, _ = layer.rgb_operands(styles)
@@ -270,16 +362,34 @@ class _Synthesize(torch.autograd.Function):
                 d[:, layer.output_slice], noise[index], layer.strength,
                 net.styles_after(index, styles),
                 rgb_weight, rgb_styles, net.taps, synthesis.FORMS[form.forward], SLOPE, GAIN, layer.clamp,
-                layer.rgb_clamp, ctx.needs_input_grad[2 + index],
+                layer.rgb_clamp, need_noise[index],
             )  # fmt: skip
             kept[2 * index] = None
-            if ctx.needs_input_grad[2 + index]:
+            if need_noise[index]:
                 dmap = dmap if unscale is None else dmap * unscale[:, None, None, None]
                 dnoise[index] = dmap if len(noise[index]) == len(dmap) else dmap.sum(0, keepdim=True)
             dx = layer.convolution.gradient(du, form)
             if rgb_weight is not None and index:  # the picture came from the resolution before, doubled
                 dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
-        sums[count] = (dx.to(net.compute) * net.const.to(net.compute)).sum((2, 3))[:, None, None]
-        if not ctx.needs_input_grad[1]:
-            return None, *dnoise
-        return net.latent_gradient(sums, styles, d, scales, unscale), *dnoise
+        dx = dx.to(net.compute)
+        sums[count] = (dx * (net.const if start is None else start).to(net.compute)).sum((2, 3))[:, None, None]
+        dcode = net.code_gradient(ctx.of_styles, sums, styles, d, scales, unscale) if need_code else None
+        if need_x:
+            dx = dx * styles[:, : net.layers[0].inputs, None, None]
+            dx = dx if unscale is None else dx * unscale[:, None, None, None]
+        if need_image and net.scaled:
+            dimage = dimage * unscale_image[:, None, None, None]
+        return dcode, dx if need_x else None, dimage if need_image else None, dnoise
+
+
+def _scaled(dimage, dx):
+    """The gradients of the picture and, unless it is None, of the last features as backward takes them in float16, and
+    the inverse [N] of the picture's factor. One factor for both, by the larger of the two.
+    """
+    if dx is None:
+        dimage, inverse = synthesis.gradient_scale(dimage)
+        return dimage, None, inverse
+    dx = dx.to(dimage.dtype)
+    _, inverse = synthesis.gradient_scale(torch.cat([dimage.flatten(1), dx.flatten(1)], 1)[:, None, None])
+    factor = (1 / inverse)[:, None, None, None]
+    return dimage * factor, dx * (factor * START), inverse

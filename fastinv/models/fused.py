@@ -52,31 +52,52 @@ class FusedSynthesis:
     """w_plus [N, num_ws, w_dim] -> picture [N, 3, R, R], differentiable once in w_plus and in noise maps.
 
     Args:
-        network: the layers and small operands, not float16.
+        network: the layers and small operands, not float16; of the whole network or of a part.
         forms: layer name -> (forward, gradient) kinds of `fastinv.ops.frozen_conv`; see `fastinv.models.kinds`.
         impl: of all layers, "auto", "native" or "ref".
+        arena: of the network that this is a part of; None makes one.
     """
 
-    def __init__(self, network: FrozenSynthesis, forms: dict | None = None, impl: str = "auto"):
+    def __init__(
+        self, network: FrozenSynthesis, forms: dict | None = None, impl: str = "auto", arena: Arena | None = None
+    ):
         self.network, self.impl = network, impl
         self.native = impl != "ref" and not obstacle(network.dtype)
         self.forms: list[Form] = [
             kinds.choose(layer.convolution, layer.resolution, (forms or {}).get(layer.name)) for layer in network.layers
         ]
         self._arguments = network, forms, impl
-        self.arena = Arena()
+        self.arena = arena or Arena()
         self._plans: dict[tuple[int, int], Plan] = {}
+        self._parts: dict[tuple[int, int], FusedSynthesis] = {}
 
     def __reduce__(self):
         return FusedSynthesis, self._arguments  # a pickle may come to a machine with other kernels
 
-    def __call__(self, w_plus: torch.Tensor, noise: list[torch.Tensor | None]) -> torch.Tensor:
-        """w_plus [N, num_ws, w_dim]; per layer a noise map [N or 1, 1, R, R], not yet times the strength, or None."""
+    def part(self, first: int, last: int) -> "FusedSynthesis":
+        """The blocks of the resolutions ``first`` to ``last`` alone, see `FrozenSynthesis.part`; memory is shared."""
+        network = self.network.part(first, last)
+        if network is self.network:
+            return self
+        if (first, last) not in self._parts:
+            _, forms, impl = self._arguments
+            self._parts[first, last] = FusedSynthesis(network, forms, impl, self.arena)
+        return self._parts[first, last]
+
+    def __call__(
+        self, code: torch.Tensor, noise: list[torch.Tensor | None], x=None, picture=None, with_x: bool = False
+    ):
+        """The picture, or (features after the last layer, picture); arguments as for `FrozenSynthesis`."""
         noise = [None if m is None else m.contiguous() for m in noise]
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (w_plus, *noise)):
-            return _Synthesize.apply(self, w_plus, *noise)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return self.forward(w_plus, noise, keep=False)[0]
+        if x is not None:
+            x = x.to(self.network.dtype).contiguous(memory_format=torch.channels_last)
+        inputs = (code, x, picture, *noise)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            picture, last = _Synthesize.apply(self, code, x, picture, with_x, *noise)
+        else:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                picture, last, *_ = self.forward(code, noise, x, picture, with_x, keep=False)
+        return (last, picture) if with_x else picture
 
     def plan(self, n: int) -> Plan:
         """For n pictures with the present number of threads."""
@@ -99,9 +120,8 @@ class FusedSynthesis:
         passing = _Layout()
         pair = passing.place(max(sizes[::2])), passing.place(max(sizes[1::2], default=0))
         picture = passing.place(max(pictures))
-        const = self.network.const
-        sums = [(n, bands(*shape[2:]), SUMS, shape[1]) for shape in shapes]
-        sums.append((n, bands(*const.shape[2:]), SUMS, const.shape[1]))
+        shapes_of_sums = [*shapes, (n, *self.network.start_shape)]
+        sums = [(n, bands(height, width), SUMS, channels) for _, channels, height, width in shapes_of_sums]
         return Plan(shapes, y, rgb, kept.size, work, scratch.size, pair, picture, passing.size, sums)
 
     def _work_bytes(self, n: int, layer: FrozenLayer, form: Form) -> int:
@@ -130,10 +150,11 @@ class FusedSynthesis:
                 for adjoint in (False, True):
                     self._weight(index, adjoint)
 
-    def forward(self, w_plus, noise, keep: bool):
-        """The picture, and what backward needs: small operands, and y and rgb of each layer if they are kept."""
-        net, plan = self.network, self.plan(len(w_plus))
-        operands = net.modulation(w_plus)
+    def forward(self, code, noise, x, picture, with_x: bool, keep: bool):
+        """The picture, the last features or None, and what backward needs: operands, and y and rgb of each layer if
+        they are kept."""
+        net, plan = self.network, self.plan(len(code))
+        operands = net.modulation(code)
         keep = keep or self.arena.has_free("kept", plan.kept)  # that of the steps before: no memory for two maps more
         lease = self.arena.lease("kept", plan.kept) if keep else self.arena.lease("passing", plan.passing)
         ys, rgbs = [], []
@@ -141,15 +162,16 @@ class FusedSynthesis:
             ys.append(lease.feature_map(plan.y[index] if keep else plan.pair[index % 2], shape, net.dtype))
             place, size = plan.rgb[index] if keep else plan.picture, (shape[0], 3, *shape[2:])
             rgbs.append(lease.tensor(place, size, net.compute) if layer.rgb_clamp >= 0 else None)
-        return self.run(operands, noise, ys, rgbs), operands, ys, rgbs
+        picture = self.run(operands, noise, x, picture, ys, rgbs)
+        return picture, ys[-1].clone() if with_x else None, operands, ys, rgbs
 
-    def run(self, operands, noise, ys, rgbs) -> torch.Tensor:
+    def run(self, operands, noise, x, picture, ys, rgbs) -> torch.Tensor:
         """The picture; writes y and the clamped rgb of each layer."""
         net, plan = self.network, self.plan(len(ys[0]))
         styles, d, _ = operands
         scratch = self.arena.lease("scratch", plan.scratch)
         work = scratch.tensor(0, (plan.work,), torch.uint8) if plan.work else None
-        x, picture = net.const, None
+        x = net.const if x is None else x
         for index, layer in enumerate(net.layers):
             rgb_weight, rgb_styles, rgb_bias = layer.rgb_operands(styles)
             if rgb_weight is not None and picture is None:
@@ -166,18 +188,22 @@ class FusedSynthesis:
             x = ys[index]
         return picture
 
-    def backward(self, dimage, operands, noise, ys, rgbs, need_w: bool, need_noise: list[bool]):
-        """Gradient of w_plus, or None, and of each noise map, or None, from that of the picture. Overwrites ys."""
+    def backward(self, dimage, du, operands, noise, start, ys, rgbs, need_code, need_start, need_picture, need_noise):
+        """The sums of all layers for the gradient of the code, and the gradients of the features and the picture to
+        begin with and of each noise map; None for what is not needed. Overwrites ys.
+
+        dimage, du: gradients of the picture and, or None, of the last features. start: the features to begin with.
+        """
         net, n = self.network, len(dimage)
         styles, d, scales = operands
         plan, count = self.plan(n), len(net.layers)
         scratch = self.arena.lease("scratch", plan.scratch)
         work = scratch.tensor(0, (plan.work,), torch.uint8) if plan.work else None
         sums = [None] * (count + 1)
-        if need_w:
+        if need_code:
             places = torch.empty(sum(map(_numel, plan.sums)), dtype=net.compute).split([*map(_numel, plan.sums)])
             sums = [place.view(shape) for place, shape in zip(places, plan.sums, strict=True)]
-        dimage, du, dnoise = dimage.contiguous(), None, [None] * count
+        dimage, dstart, dnoise = dimage.contiguous(), None, [None] * count
         # Step by step from the output of a layer to that of the one before it; the first without a convolution.
         for index in reversed(range(count)):
             layer, shape = net.layers[index], plan.shapes[index]
@@ -197,10 +223,16 @@ class FusedSynthesis:
             if dmap is not None:
                 dnoise[index] = dmap if len(noise[index]) == n else dmap.sum(0, keepdim=True)
             du = ys[index]
-        if not need_w:
-            return None, dnoise
-        frozen_conv_backward(du, self._weight(0, True), net.const, None, sums[count], work=work, impl=self.impl)
-        return net.latent_gradient(sums, styles, d, scales), dnoise
+        if need_start:
+            dstart = torch.empty_like(start)
+        if need_code or need_start:
+            frozen_conv_backward(
+                du, self._weight(0, True), net.const if start is None else start, dstart, sums[count],
+                next_styles=None if dstart is None else net.styles_after(-1, styles), work=work, impl=self.impl,
+            )  # fmt: skip
+        if need_picture:  # it was doubled before anything was added
+            dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
+        return sums, dstart, dimage if need_picture else None, dnoise
 
 
 def _numel(shape) -> int:
@@ -214,23 +246,27 @@ def _unversioned(y: torch.Tensor) -> torch.Tensor:
 
 class _Synthesize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fused: FusedSynthesis, w_plus, *noise):
+    def forward(ctx, fused: FusedSynthesis, code, x, picture, with_x, *noise):
         with torch.autocast("cpu", enabled=False):
-            picture, operands, ys, rgbs = fused.forward(w_plus, noise, keep=True)
-        ctx.fused, ctx.spent = fused, False
-        ctx.save_for_backward(*operands, *noise, *ys, *rgbs)
-        return picture
+            result, last, operands, ys, rgbs = fused.forward(code, noise, x, picture, with_x, keep=True)
+        ctx.fused, ctx.spent, ctx.of_styles, ctx.with_x = fused, False, code.ndim == 2, with_x
+        ctx.save_for_backward(*operands, x, picture, *noise, *ys, *rgbs)
+        return result, last
 
     @staticmethod
-    def backward(ctx, dimage):
+    def backward(ctx, dimage, dlast):
         refuse_second_derivatives()
-        operands, rest, count = ctx.saved_tensors[:3], ctx.saved_tensors[3:], len(ctx.fused.forms)
+        (*operands, x, picture), rest, count = ctx.saved_tensors[:5], ctx.saved_tensors[5:], len(ctx.fused.forms)
         noise, ys, rgbs = rest[:count], rest[count : 2 * count], rest[2 * count :]
-        _, need_w, *need_noise = ctx.needs_input_grad
+        needs, need_noise = ctx.needs_input_grad[1:4], ctx.needs_input_grad[5:]
         ys = [_unversioned(y) for y in ys]
+        dlast = dlast.contiguous(memory_format=torch.channels_last) if ctx.with_x else None
         with torch.autocast("cpu", enabled=False):
             if ctx.spent:  # the graph was retained
-                ctx.fused.run(operands, noise, ys, rgbs)
+                ctx.fused.run(operands, noise, x, picture, ys, rgbs)
             ctx.spent = True
-            dw, dnoise = ctx.fused.backward(dimage, operands, noise, ys, rgbs, need_w, need_noise)
-        return None, dw, *dnoise
+            sums, dx, dpicture, dnoise = ctx.fused.backward(
+                dimage, dlast, operands, noise, x, ys, rgbs, *needs, need_noise
+            )
+            dcode = ctx.fused.network.code_gradient(ctx.of_styles, sums, *operands) if needs[0] else None
+        return None, dcode, dx, dpicture, None, *dnoise

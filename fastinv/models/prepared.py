@@ -6,10 +6,11 @@ import torch
 
 from fastinv.devices import DTYPES
 from fastinv.errors import UsageError
+from fastinv.models import entries
 from fastinv.models.frozen import FrozenSynthesis, unsupported
 from fastinv.models.fused import FusedSynthesis
 from fastinv.models.stylegan2 import Generator, SynthesisLayer
-from fastinv.ops import frozen_conv
+from fastinv.ops import frozen_conv, synthesis
 
 
 class PreparedGenerator:
@@ -77,16 +78,64 @@ class PreparedGenerator:
         """Mean of the mapped latents [w_dim]."""
         return self.mapping.w_avg
 
-    def synthesis(self, w_plus: torch.Tensor, noise="const") -> torch.Tensor:
-        """w_plus [N, num_ws, w_dim] -> [N, 3, R, R]; arguments as for ``Generator.synthesis``."""
+    def synthesis(
+        self, code: torch.Tensor, noise="const", resolution: int | None = None,
+        features: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """w_plus [N, num_ws, w_dim] or style channels [N, S] -> [N, 3, R, R]; arguments as for ``Generator.synthesis``.
+
+        First derivatives in the code, the noise maps and both features.
+        """
         if self.layerwise:
-            return self._network(w_plus, noise=noise, dtype=self.dtype)
+            return self._network(code, noise, resolution, self.dtype, features=features)
+        return self._run(code, noise, resolution, features)
+
+    def features(self, w_plus: torch.Tensor, resolution: int, noise="const") -> tuple[torch.Tensor, torch.Tensor]:
+        """The state after a block, x in the dtype of the feature maps; see ``Generator.features``."""
+        if self.layerwise:
+            return self._network.features(w_plus, resolution, noise, self.dtype)
+        entries.check_resolution(self._network, resolution)
+        return self._run(w_plus, noise, resolution, with_x=True)
+
+    def styles(self, w_plus: torch.Tensor) -> torch.Tensor:
+        """Style channels [N, S] of w_plus; see ``Generator.styles``."""
+        if self.layerwise:
+            return self._network.styles(w_plus)
         self._network.check(w_plus)
-        noise = self._network.noise_per_layer(noise, len(w_plus))
-        fast = self._fast
-        maps = [_map_of(layer, noise[layer.name], len(w_plus), fast.compute) for layer in fast.layers]
-        run = fast if self._fused is None or torch.compiler.is_compiling() else self._fused
-        return run(w_plus.to(fast.compute), maps)
+        fast, w_plus = self._fast, w_plus.to(self._fast.compute)
+        # The reference, which autograd differentiates.
+        return synthesis.styles(w_plus, fast.affine_weight, fast.affine_bias, fast.rows, impl="ref") / fast.style_gain
+
+    def style_layers(self) -> dict[str, slice]:
+        """Which of all style channels are whose; see ``Generator.style_layers``."""
+        return entries.style_layers(self._network)
+
+    def w_plus_of_styles(self, styles: torch.Tensor) -> torch.Tensor:
+        """The w_plus whose style channels are nearest; see ``Generator.w_plus_of_styles``."""
+        if self.layerwise:
+            weight, bias = self._network.affines()
+        else:
+            weight, gain = self._fast.affine_weight, self._fast.style_gain
+            weight, bias = weight / gain[:, None], self._fast.affine_bias / gain
+        return entries.w_plus_of_styles(self._network, styles, weight, bias, self.w_avg)
+
+    def _run(self, code, noise, resolution, features=None, with_x=False):
+        """The picture, or (x, picture) after the last block that runs, on the fast path."""
+        n, fast = len(code), self._fast
+        blocks = entries.blocks_to_run(self._network, code, resolution, features)
+        noise = self._network.noise_per_layer(noise, n)
+        x, picture = (None, None) if features is None else (t.to(fast.compute) for t in features)
+        if blocks:
+            whole = fast if self._fused is None or torch.compiler.is_compiling() else self._fused
+            part, fast = whole.part(blocks[0], blocks[-1]), fast.part(blocks[0], blocks[-1])
+            maps = [_map_of(layer, noise[layer.name], n, fast.compute) for layer in fast.layers]
+            result = part(fast.own_code(code), maps, x, picture, with_x)
+        else:
+            result = picture
+        left = entries.unused(blocks, code, noise)
+        if with_x:
+            return tuple(entries.with_zero_gradients(t, left) for t in result)
+        return entries.with_zero_gradients(result, left)
 
 
 def _map_of(layer, noise, batch: int, compute: torch.dtype) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastinv.errors import UsageError
+from fastinv.models import entries
 from fastinv.models.layers import (
     ARCHITECTURES,
     Conv2d,
@@ -104,9 +105,8 @@ class SynthesisLayer(nn.Module):
         return self.noise_const if noise == "const" else None
 
     def forward(
-        self, x: torch.Tensor, w: torch.Tensor, noise="const", gain: float = 1.0, once: bool = False
+        self, x: torch.Tensor, styles: torch.Tensor, noise="const", gain: float = 1.0, once: bool = False
     ) -> torch.Tensor:
-        styles = self.affine(w)
         noise = self.noise_map(noise, len(x))
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         gain = activation_gain("lrelu") * gain
@@ -137,9 +137,8 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.weight_gain = 1 / math.sqrt(in_channels)
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=False)
+    def forward(self, x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+        x = modulated_conv2d(x, self.weight, styles * self.weight_gain, demodulate=False, fused_modconv=False)
         return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 
@@ -160,26 +159,24 @@ class SynthesisBlock(nn.Module):
         if self.has_torgb:
             self.torgb = ToRGBLayer(out_channels, 3, w_dim, conv_clamp=conv_clamp)
         if architecture == "resnet" and not self.first:
-            self.skip = Conv2d(
-                in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter
-            )
-        self.num_conv = 1 if self.first else 2
+            self.skip = Conv2d(in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter)
 
-    def forward(self, x, image, ws, noise: dict, name: str, dtype, once: bool = False):
-        """One block. ws [N, num_conv + 1, w_dim]; noise maps layer names to a mode or a map."""
+    def forward(self, x, image, styles: dict, noise: dict, name: str, dtype, once: bool = False):
+        """One block. styles and noise map layer names to style channels [N, C], and to a noise mode or map."""
         if self.first:
-            x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            x = self.conv1(x, ws[:, 0], noise[f"{name}.conv1"], once=once)
+            n = len(styles[f"{name}.conv1"])
+            x = self.const.to(dtype).expand(n, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = self.conv1(x, styles[f"{name}.conv1"], noise[f"{name}.conv1"], once=once)
         else:
             residual = self.skip(x, gain=math.sqrt(0.5)) if self.architecture == "resnet" else None
-            x = self.conv0(x, ws[:, 0], noise[f"{name}.conv0"], once=once)
+            x = self.conv0(x, styles[f"{name}.conv0"], noise[f"{name}.conv0"], once=once)
             gain = 1.0 if residual is None else math.sqrt(0.5)
-            x = self.conv1(x, ws[:, 1], noise[f"{name}.conv1"], gain, once)
+            x = self.conv1(x, styles[f"{name}.conv1"], noise[f"{name}.conv1"], gain, once)
             x = x if residual is None else residual + x
         if image is not None:
             image = upsample2d(image, self.resample_filter.float())
         if self.has_torgb:
-            rgb = self.torgb(x, ws[:, self.num_conv])
+            rgb = self.torgb(x, styles[f"{name}.torgb"])
             # The picture is summed in float32 at least: eight small bfloat16 roundings would show.
             rgb = rgb.to(torch.promote_types(torch.float32, rgb.dtype))
             image = rgb if image is None else image + rgb
@@ -187,7 +184,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """w_plus [N, num_ws, w_dim] -> image [N, 3, R, R]."""
+    """w_plus [N, num_ws, w_dim], or style channels [N, S], -> image [N, 3, R, R]."""
 
     def __init__(self, w_dim, resolution, channels, architecture, resample_filter, conv_clamp):
         super().__init__()
@@ -200,9 +197,7 @@ class SynthesisNetwork(nn.Module):
         in_channels = 0
         for r in self.resolutions:
             last = r == resolution
-            block = SynthesisBlock(
-                in_channels, channels[r], w_dim, r, architecture, last, resample_filter, conv_clamp
-            )
+            block = SynthesisBlock(in_channels, channels[r], w_dim, r, architecture, last, resample_filter, conv_clamp)
             setattr(self, f"b{r}", block)
             in_channels = channels[r]
 
@@ -238,18 +233,40 @@ class SynthesisNetwork(nn.Module):
                 )
         return {name: noise.get(name, "const") for name in layers}
 
+    def layer_styles(self, code: torch.Tensor, blocks: list[int]) -> dict[str, torch.Tensor]:
+        """Name of each layer of these blocks -> its style channels [N, C], of a code [N, num_ws, w_dim] or [N, S]."""
+        code = code.to(self.b4.const.dtype)
+        places = entries.style_layers(self) if code.ndim == 2 else entries.style_inputs(self)
+        parts = {name: code[:, place] for name, place in places.items() if entries.block_of(name) in blocks}
+        if code.ndim == 2:
+            return parts
+        return {name: self.get_submodule(name).affine(w) for name, w in parts.items()}
+
+    def styles(self, w_plus: torch.Tensor) -> torch.Tensor:
+        """See ``Generator.styles``."""
+        self.check(w_plus)
+        return torch.cat([*self.layer_styles(w_plus, self.resolutions).values()], 1)
+
+    def affines(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [S, w_dim] and bias [S] of all affine layers, gains included, one below the other."""
+        layers = [self.get_submodule(name).affine for name in entries.style_inputs(self)]
+        weight = torch.cat([layer.weight.detach() * layer.weight_gain for layer in layers])
+        return weight, torch.cat([layer.bias.detach() * layer.bias_gain for layer in layers])
+
     def forward(
         self,
-        w_plus: torch.Tensor,
+        code: torch.Tensor,
         noise="const",
         resolution: int | None = None,
         dtype: torch.dtype | None = None,
         once: bool = False,
+        features: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Synthesise pictures.
 
         Args:
-            w_plus: [N, num_ws, w_dim], one style vector per layer.
+            code: w_plus [N, num_ws, w_dim], one style vector per layer; or style channels [N, S], see
+                ``Generator.styles``.
             noise: "const" (the stored maps), "random", "none", or a dict from a layer name such as "b8.conv0" to a map
                 [R, R] or [N, 1, R, R]; layers that are not in the dict use their stored map. Maps are multiplied by
                 the layer's learned strength.
@@ -257,30 +274,40 @@ class SynthesisNetwork(nn.Module):
                 training uses it.
             dtype: arithmetic of the feature maps, for mixed precision; None takes the generator's own.
             once: only first derivatives will be asked for; each layer is then one op (`styled_conv`), which is faster.
+            features: (x [N, C, r, r], picture [N, 3, r, r]) of ``Generator.features``: only the blocks above r run, and
+                only their part of the code and their noise maps matter (skip architecture only).
 
         Returns:
             [N, 3, R, R], RGB, nominally in [-1, 1] (values may go beyond), float32 at least.
+
+        Raises:
+            UsageError: a shape or resolution that does not fit, or an unknown noise mode or layer.
         """
-        self.check(w_plus)
-        if resolution is not None and self.architecture != "skip":
-            raise UsageError(f"a smaller picture needs the skip architecture; this generator is {self.architecture!r}")
-        noise = self.noise_per_layer(noise, len(w_plus))
-        w_plus = w_plus.to(self.b4.const.dtype)
+        return self._run(code, noise, resolution, dtype, once, features)[1]
+
+    def features(self, code: torch.Tensor, resolution: int, noise="const", dtype: torch.dtype | None = None):
+        """See ``Generator.features``."""
+        entries.check_resolution(self, resolution)
+        return self._run(code, noise, resolution, dtype)
+
+    def _run(self, code, noise, resolution, dtype, once=False, features=None):
+        """The feature maps and the picture after the last block that runs."""
+        blocks = entries.blocks_to_run(self, code, resolution, features)
+        noise = self.noise_per_layer(noise, len(code))
+        styles = self.layer_styles(code, blocks)
         dtype = dtype or self.b4.const.dtype
-        x = image = None
-        first_w = 0
-        for r in self.resolutions:
-            block = getattr(self, f"b{r}")
-            ws = w_plus[:, first_w : first_w + block.num_conv + 1]
-            x, image = block(x, image, ws, noise, f"b{r}", dtype, once)
-            first_w += block.num_conv
-            if r == resolution:
-                break
-        return image
+        x, image = (None, None) if features is None else features
+        if features is not None:
+            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            image = image.to(torch.promote_types(torch.float32, dtype))
+        for r in blocks:
+            x, image = getattr(self, f"b{r}")(x, image, styles, noise, f"b{r}", dtype, once)
+        left = entries.unused(blocks, code, noise)
+        return entries.with_zero_gradients(x, left), entries.with_zero_gradients(image, left)
 
 
 class Generator(nn.Module):
-    """StyleGAN2 generator: ``mapping`` takes z to w_plus, ``synthesis`` takes w_plus to pictures.
+    """StyleGAN2 generator: ``mapping`` takes z to w_plus, ``synthesis`` takes w_plus, or style channels, to pictures.
 
     Args:
         resolution: power of two, at least 8.
@@ -329,6 +356,39 @@ class Generator(nn.Module):
     def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, noise="const") -> torch.Tensor:
         """z [N, z_dim] -> pictures [N, 3, R, R]; see ``mapping`` and ``synthesis``."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), noise=noise)
+
+    def styles(self, w_plus: torch.Tensor) -> torch.Tensor:
+        """Style channels [N, S] of w_plus [N, num_ws, w_dim]: space S (StyleSpace, Wu et al. 2021, arXiv 2011.12799).
+
+        The outputs of all affine layers, in the order of ``style_layers``; 9088 for config-f at 1024x1024.
+        ``synthesis`` takes them in the place of w_plus.
+        """
+        return self.synthesis.styles(w_plus)
+
+    def style_layers(self) -> dict[str, slice]:
+        """Which of all style channels are whose: {"b4.conv1": slice(0, 512), "b4.torgb": ..., "b8.conv0": ..., ...}."""
+        return entries.style_layers(self.synthesis)
+
+    def w_plus_of_styles(self, styles: torch.Tensor) -> torch.Tensor:
+        """The w_plus [N, num_ws, w_dim] whose style channels are nearest to ``styles`` [N, S]; without gradients.
+
+        Least squares for each style input, in float64. Styles of a w_plus come back as they were, and so does the
+        w_plus, but for inputs that have fewer channels than w_dim: of all that fit these get the nearest to w_avg.
+        """
+        return entries.w_plus_of_styles(self.synthesis, styles, *self.synthesis.affines(), self.w_avg)
+
+    def features(self, w_plus: torch.Tensor, resolution: int, noise="const") -> tuple[torch.Tensor, torch.Tensor]:
+        """The state of the synthesis after a block: space F of F+W+ (Barbershop, Zhu et al. 2021, arXiv 2106.01505).
+
+        Args:
+            w_plus: [N, num_ws, w_dim], or style channels [N, S]; noise: as for ``synthesis``.
+            resolution: r, of a block; the generator must be of the skip architecture.
+
+        Returns:
+            x [N, C, r, r], the feature maps before the styles of the next layer, and picture [N, 3, r, r], summed up to
+            here. ``synthesis(w_plus, features=(x, picture))`` goes on from there.
+        """
+        return self.synthesis.features(w_plus, resolution, noise)
 
     def prepare(self, dtype: torch.dtype | None = None, forms: dict | None = None):
         """Frozen, fast synthesis for inversion; see ``fastinv.models.prepared.PreparedGenerator``."""

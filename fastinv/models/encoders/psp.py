@@ -13,15 +13,15 @@ COARSE, MIDDLE = 3, 7
 
 
 class StyleHead(nn.Module):
-    """"map2style": x [N, in, S, S] -> [N, out], by log2 S halvings and one linear layer."""
+    """"map2style": x [N, in, S, S] -> [N, out], by log2 S halvings to ``hidden`` feature maps and one linear layer."""
 
-    def __init__(self, in_channels: int, out_channels: int, halvings: int):
+    def __init__(self, in_channels: int, out_channels: int, halvings: int, hidden: int):
         super().__init__()
         layers = []
         for index in range(halvings):
-            layers += [nn.Conv2d(in_channels if index == 0 else out_channels, out_channels, 3, 2, 1), nn.LeakyReLU()]
+            layers += [nn.Conv2d(in_channels if index == 0 else hidden, hidden, 3, 2, 1), nn.LeakyReLU()]
         self.convs = nn.Sequential(*layers)
-        self.linear = FullyConnected(out_channels, out_channels)
+        self.linear = FullyConnected(hidden, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.convs(x).flatten(1))
@@ -33,11 +33,15 @@ class GradualStyleEncoder(BodyEncoder):
     Args:
         num_ws, w_dim, input_nc, input_resolution, body, units, channels, rows: see `BodyEncoder`.
         pyramid: False has all heads on the last stage (ReStyle).
+        head_channels: feature maps in the heads; None is w_dim, as in the paper. At full size most weights are there.
     """
 
-    def __init__(self, *args, pyramid: bool = True, **options):
+    def __init__(self, *args, pyramid: bool = True, head_channels: int | None = None, **options):
         super().__init__(*args, **options)
         self.config["pyramid"] = self.pyramid = pyramid
+        if head_channels is not None and (not isinstance(head_channels, int) or head_channels < 1):
+            raise UsageError(f"head_channels must be a positive integer or None, not {head_channels!r}")
+        self.config["head_channels"] = head_channels
         halvings, width = self.final_size.bit_length() - 1, self.channels[-1]
         if halvings < 1:
             raise UsageError(f"the body's last map is {self.final_size} wide; heads need 2 at least")
@@ -47,7 +51,8 @@ class GradualStyleEncoder(BodyEncoder):
             self.latlayer1 = nn.Conv2d(self.channels[-2], width, 1)
             self.latlayer2 = nn.Conv2d(self.channels[-3], width, 1)
         self.styles = nn.ModuleList(
-            StyleHead(width, self.w_dim, halvings + self.level(index)) for index in range(self.num_ws)
+            StyleHead(width, self.w_dim, halvings + self.level(index), head_channels or self.w_dim)
+            for index in range(self.num_ws)
         )
 
     def level(self, style: int) -> int:

@@ -1,0 +1,114 @@
+"""Tuned weights of a generator, kept as small differences to it.
+
+Among the codes of a result (see ``inversion.spaces``) the difference of a parameter of the synthesis network is
+
+    weights.<parameter>          int8 [N, rows, n], or uint8 [N, rows, ceil(n / 2)] with two values of 4 bits in each
+                                 byte, the first in the low half, 8 added to each; rows is the first axis of the parameter
+    weights.<parameter>.scale    [N, rows], what one unit of a row stands for
+
+or, for parameters with fewer than two axes (biases, strengths), the difference itself. 4 bits are for the layers
+that convolve; the weights of toRGB and the constant, few but sensitive, get 8 (docs/pti.md has the measurements).
+"""
+
+import copy
+
+import torch
+
+from fastinv.errors import UsageError
+from fastinv.inversion.spaces import flat, nested, synthesize
+
+WEIGHTS = "weights."  # prefix of the names
+SCALE = ".scale"
+
+
+def compress(parameter: str, difference: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The entries of the codes for one parameter.
+
+    Args:
+        parameter: its name in the synthesis network, such as "b8.conv0.weight".
+        difference: [N, *shape of the parameter], floating point and finite.
+    """
+    if difference.ndim < 3:
+        return {WEIGHTS + parameter: difference}
+    rows = difference.flatten(2)
+    four_bits = ".conv" in parameter
+    largest = 7 if four_bits else 127
+    scale = rows.abs().amax(2, keepdim=True) / largest
+    values = (rows / scale.where(scale > 0, 1)).round().clamp(-largest, largest).to(torch.int8)
+    return {WEIGHTS + parameter: _pack(values) if four_bits else values, WEIGHTS + parameter + SCALE: scale[:, :, 0]}
+
+
+def difference(codes: dict[str, torch.Tensor], parameter: str, like: torch.Tensor) -> torch.Tensor | None:
+    """The differences [N, *like.shape] of one parameter, whose shape, dtype and device are those of ``like``; None where
+    it was not tuned.
+
+    Raises:
+        UsageError: the codes are for a parameter of another shape.
+    """
+    values = codes.get(WEIGHTS + parameter)
+    if values is None:
+        return None
+    shape = (len(values), *like.shape)
+    if values.is_floating_point():
+        found = tuple(values.shape)
+    else:
+        count = like[0].numel()
+        width = -(-count // 2) if values.dtype == torch.uint8 else count
+        found = shape if tuple(values.shape[1:]) == (len(like), width) else tuple(values.shape)
+    if found != shape:
+        raise UsageError(
+            f"the tuned weights of {parameter!r} do not fit the generator's, {list(like.shape)}; use the generator of "
+            "the inversion"
+        )
+    if values.is_floating_point():
+        return values.to(like)
+    values = _unpack(values, count) if values.dtype == torch.uint8 else values
+    return (values.to(like) * codes[WEIGHTS + parameter + SCALE].to(like)[:, :, None]).view(shape)
+
+
+def has_weights(codes: dict) -> bool:
+    """Whether codes hold tuned weights."""
+    return any(name.startswith(WEIGHTS) for name in codes)
+
+
+@torch.no_grad()
+def tuned_generator(G, codes: dict, index: int):
+    """A copy of G with the weights that belong to picture ``index``.
+
+    Raises:
+        UsageError: G has no such parameters, or of other shapes.
+    """
+    tuned = copy.deepcopy(G)
+    parameters = dict(tuned.synthesis.named_parameters())
+    mine = {name: value[index : index + 1] for name, value in codes.items() if name.startswith(WEIGHTS)}
+    for name in mine:
+        parameter = name.removeprefix(WEIGHTS)
+        if parameter not in parameters and not (parameter.endswith(SCALE) and name.removesuffix(SCALE) in mine):
+            raise UsageError(f"the generator has no {parameter!r} to add tuned weights to; use that of the inversion")
+    for name, parameter in parameters.items():
+        change = difference(mine, name, parameter)
+        if change is not None:
+            parameter += change[0]
+    return tuned
+
+
+@torch.no_grad()
+def tuned_pictures(G, codes: dict, noise: str) -> torch.Tensor:
+    """Pictures [N, 3, R, R] of codes with tuned weights, each by its own generator; arguments as for ``synthesize``."""
+    pictures, codes = [], flat(codes)
+    for index in range(len(codes["w_plus"])):
+        own = {name: value[index : index + 1] for name, value in codes.items() if not name.startswith(WEIGHTS)}
+        pictures.append(synthesize(tuned_generator(G, codes, index), nested(own), noise))
+    return torch.cat(pictures)
+
+
+def _pack(values: torch.Tensor) -> torch.Tensor:
+    """int8 [N, rows, n] in [-8, 7] -> uint8 [N, rows, ceil(n / 2)]."""
+    values = torch.nn.functional.pad(values, (0, values.shape[2] % 2)).add(8).to(torch.uint8)
+    return values[:, :, 0::2] | (values[:, :, 1::2] << 4)
+
+
+def _unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The inverse of ``_pack`` for n = count."""
+    values = torch.stack([packed & 15, packed >> 4], dim=3).flatten(2)[:, :, :count]
+    return values.to(torch.int8) - 8

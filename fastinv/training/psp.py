@@ -1,0 +1,195 @@
+"""Train pSp (Richardson et al. 2021, arXiv 2008.00951), also as ReStyle (Alaluf et al. 2021, arXiv 2104.02699).
+
+The encoder learns through the frozen generator: its code's picture should be the picture it looked at. Ranger with a
+constant learning rate, codes relative to the mean latent. Optionally it is also shown generated pictures, whose codes
+are known (as stylegan-encoder trains its ResNet); that alone, at the start, needs no gradient of the generator and
+brings codes near in a fraction of the time.
+
+``python -m fastinv.training.psp --data faces --out runs/psp`` (also ``fastinv train psp``).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastinv.checkpoints import load_generator, network_hash, save_network
+from fastinv.errors import UsageError
+from fastinv.latents import mean_latent
+from fastinv.losses import mean_per_picture, psnr
+from fastinv.models.encoders import GradualStyleEncoder, ReStylePSP
+from fastinv.training.encoder_options import FULL_SIZE, EncoderParser, body_config, check_run
+from fastinv.training.loop import Trainable, run_training
+from fastinv.training.options import check_range, run_as_command
+from fastinv.training.picture_losses import PictureLosses, code_norm
+from fastinv.training.ranger import Ranger
+
+
+class EncoderTraining(Trainable):
+    """What all encoders of a given generator share: the frozen generator, losses on pictures, the synthetic term.
+
+    Pictures have the generator's resolution, but not more than ``largest``. A subclass sets ``networks["encoder"]`` up
+    by ``add`` and implements ``iterate``.
+    """
+
+    largest: int | None = FULL_SIZE
+
+    def __init__(self, options, accelerator):
+        super().__init__(options, accelerator)
+        self.G = load_generator(options.generator, device=self.device).requires_grad_(False)
+        if self.G.c_dim:
+            raise UsageError(f"{options.generator} is conditional; encoders can be trained for unconditional generators")
+        self.prepared = self.G.prepare(self.dtype)
+        self.resolution = min(self.G.resolution, self.largest or self.G.resolution)
+        self.mean = mean_latent(self.G)
+        terms = {name: getattr(options, name) for name in PictureLosses.TERMS}
+        self.losses = PictureLosses(terms, self.device, self.dtype)
+
+    def synthesise(self, w_plus: torch.Tensor) -> torch.Tensor:
+        """Codes [N, num_ws, w_dim] -> pictures [N, 3, R, R] at the training's resolution, with the stored noise."""
+        images = self.prepared.synthesis(w_plus, noise="const").float()
+        return F.adaptive_avg_pool2d(images, self.resolution) if images.shape[-1] > self.resolution else images
+
+    def code(self, images: torch.Tensor) -> torch.Tensor:
+        """The final encoder's codes."""
+        return self.final("encoder").encode(images)
+
+    def reconstruct(self, images):
+        return self.synthesise(self.code(images))
+
+    def measure(self, images):
+        made = self.reconstruct(images)
+        values = self.losses(made, images)
+        return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values}
+
+    def save(self, folder, prefix, facts):
+        facts = facts | {"generator_sha256": network_hash(self.G), "perceptual": self.losses.facts}
+        save_network(self.final("encoder"), folder / f"{prefix}encoder.safetensors", torch.float16, facts)
+
+    @torch.no_grad()
+    def generated(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(``count`` pictures of random latents, their codes w_plus); each process draws its own."""
+        z = self.draw(count, self.G.z_dim)
+        w_plus = self.G.mapping(z)
+        return self.synthesise(w_plus), w_plus
+
+    def draw(self, count: int, *shape: int) -> torch.Tensor:
+        """Normal numbers [count, *shape], this process's rows of what one process would draw."""
+        accelerator = self.accelerator
+        numbers = torch.randn(count * accelerator.num_processes, *shape)
+        return numbers[accelerator.process_index * count :][:count].to(self.device)
+
+
+class PSPTraining(EncoderTraining):
+    """pSp; `fastinv.training.e4e` builds on it."""
+
+    measures = ("loss", *PictureLosses.TERMS, "w_norm", "synthetic")
+    encoders = {False: GradualStyleEncoder, True: ReStylePSP}  # by whether it is ReStyle
+
+    def __init__(self, options, accelerator):
+        super().__init__(options, accelerator)
+        G, restyle = self.G, options.restyle > 0
+        config = body_config(options, G.resolution) | {"num_ws": G.num_ws, "w_dim": G.w_dim}
+        encoder = self.encoders[restyle](**config)
+        encoder.latent_avg.copy_(self.mean.expand(G.num_ws, -1))
+        start_near_mean(encoder)
+        self.encoder = self.add("encoder", encoder, lambda p: Ranger(p, options.lr), options.average)
+
+    def passes(self, encoder: nn.Module, images: torch.Tensor, **options) -> Iterator[torch.Tensor]:
+        """Codes of pictures: one set, or with ReStyle one after each pass; no graph leads from one to the one before."""
+        if self.options.restyle:
+            yield from encoder.iterate(images, self.prepared, self.options.restyle, **options)
+        else:
+            yield encoder.encode(images, **options)
+
+    def code(self, images):
+        *_, last = self.passes(self.final("encoder"), images)
+        return last
+
+    def encoder_options(self, step: int) -> dict:
+        """Arguments of the encoder in a step."""
+        return {}
+
+    def code_losses(self, w_plus: torch.Tensor, step: int) -> tuple[torch.Tensor | float, dict]:
+        """(weighted sum, {name: number}) of terms on the codes [N, num_ws, w_dim] of real pictures."""
+        if not self.options.w_norm:
+            return 0.0, {}
+        norm = code_norm(w_plus, self.encoder.latent_avg).mean()
+        return self.options.w_norm * norm, {"w_norm": norm}
+
+    def after_step(self, w_plus: torch.Tensor, step: int) -> dict:
+        """More work of a step, on the codes of real pictures without graph -> {name: number}."""
+        return {}
+
+    def iterate(self, images, step):
+        options, real = self.options, len(images)
+        if step < options.synthetic_only:
+            images, real = images[:0], 0
+        generated, codes = None, None
+        if options.synthetic > 0:
+            share = options.batch // self.accelerator.num_processes
+            generated, codes = self.generated(max(1, share if real == 0 else share // 2))
+        shown = images if generated is None else torch.cat([images, generated])
+        values = {}
+        for w_plus in self.passes(self.encoder, shown, **self.encoder_options(step)):
+            loss, values = self._loss(w_plus, images, codes, step)
+            loss.backward()  # ReStyle: gradients of all passes add up
+        self.step_optimizer("encoder")
+        return values | (self.after_step(w_plus[:real].detach(), step) if real else {})
+
+    def _loss(self, w_plus, images, codes, step) -> tuple[torch.Tensor, dict]:
+        loss, values, real = 0.0, {}, len(images)
+        if real:
+            terms = self.losses(self.synthesise(w_plus[:real]), images)
+            loss = self.losses.total(terms).mean()
+            more, numbers = self.code_losses(w_plus[:real], step)
+            loss = loss + more
+            values = {name: value.mean() for name, value in terms.items()} | numbers
+        if codes is not None:
+            synthetic = mean_per_picture((w_plus[real:] - codes).square()).mean()
+            loss = loss + self.options.synthetic * synthetic
+            values["synthetic"] = synthetic
+        return loss, {"loss": loss} | values
+
+
+def start_near_mean(encoder: nn.Module) -> None:
+    """Make the last layers of the style heads small, so that the first codes are near the mean latent, where the
+    generator's pictures are good and its gradients, too."""
+    for head in encoder.styles:
+        nn.init.normal_(head.linear.weight, std=0.1)
+
+
+def parser(name: str = "psp", description: str = "Train a pSp encoder for a generator.") -> EncoderParser:
+    """The command's options."""
+    p = EncoderParser(name, description)
+    p.add_run(steps=20_000, batch=8, lr=1e-4)
+    p.add_losses(pixel=1.0, perceptual=0.8, identity=0.1)
+    p.number("--w-norm", float, 0.0, "weight of the distance of codes from the mean latent")
+    p.add_body()
+    p.number("--restyle", int, 0, "train as ReStyle, with so many passes (the paper's 5); 0 for one-pass encoders")
+    return p
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse bad numbers before any work."""
+    check_run(options)
+    check_range(options, "w_norm", 0, 1e12)
+    check_range(options, "restyle", 0, 100)
+    check_range(options, "input_resolution head_channels", 0, 2**14)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Parse ``argv`` and train; returns the folder of the run."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser().parse_args(argv)
+    options.arguments = argv
+    check(options)
+    return run_training("psp", PSPTraining, options)
+
+
+if __name__ == "__main__":
+    run_as_command(main)
