@@ -11,7 +11,8 @@ Codes are rendered again by the generator itself in float32, whatever the arithm
 clamped picture: mse and psnr (range 2), ssim, ``features`` (mean squared difference of the attribute network's feature
 maps, the perceptual distance here, which most methods minimise) and ``attributes``: |read from the reconstruction -
 true| / standard deviation, mean of the 16 attributes, as the attribute network reads them. Read from the targets
-themselves that is the row ``targets``. ``seconds`` are per picture, with everything; ``steps`` the updates.
+themselves that is the row ``targets``. ``seconds`` are CPU time per picture on one thread (OMP_NUM_THREADS=1), with
+everything; ``steps`` the updates.
 """
 
 import argparse
@@ -76,9 +77,9 @@ def measure(row: str, G, images: torch.Tensor, judge: Judge, batch: int, dtype: 
     arguments = {"dtype": dtype, "progress": False, **ROWS[row]}
     if arguments.get("method") in ("idinvert", "stylegan-encoder") and encoder:
         arguments["init" if arguments["method"] == "stylegan-encoder" else "encoder"] = encoder
-    started = time.perf_counter()
+    started = time.process_time()
     results = [fastinv.invert(G, part, **arguments) for part in images.split(batch)]
-    seconds = (time.perf_counter() - started) / len(images)
+    seconds = (time.process_time() - started) / len(images)
     found = torch.cat([result.render(G) for result in results])
     steps = [count for result in results for count in result.metrics["steps"]]
     settings = results[0].settings

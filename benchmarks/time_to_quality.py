@@ -6,8 +6,8 @@ Held-out portraits, the embedded generator, W+, one picture after the other in t
 baseline (``image2stylegan`` with its defaults) and by every candidate right after it, so that a disturbance of the machine
 hits all alike. Whatever the search computes in and minimises, the codes found are rendered by the generator in float32 and
 measured with the baseline's loss. Columns: ``reached``, pictures whose loss is at most the baseline's; ``time``, median
-of the candidate's seconds over the baseline's for the same picture, with everything that ``invert`` does; ``loss``, mean
-final loss over the baseline's. A candidate is a preset's name, or options of ``invert`` joined by ";".
+of the candidate's CPU time on one thread over the baseline's for the same picture, with everything that ``invert`` does;
+``loss``, mean final loss over the baseline's. A candidate is a preset's name, or options of ``invert`` joined by ";".
 """
 
 import argparse
@@ -45,9 +45,9 @@ def run(settings: list[str], count: int, seed: int, batch: int) -> dict:
     for target in images.split(batch):
         pixel, features = PixelLoss(target), PerceptualLoss(target, trunk)
         for name, options in runs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             result = fastinv.invert(G, target, progress=False, **options)
-            seconds[name].append((time.perf_counter() - started) / len(target))
+            seconds[name].append((time.process_time() - started) / len(target))
             with torch.no_grad():
                 found = result.render(G)
                 losses[name] += (pixel(found) + features(found)).tolist()

@@ -100,7 +100,7 @@ def test_styles_make_the_picture_and_the_gradients_of_their_w_plus(architecture,
 @pytest.mark.parametrize("architecture", ["skip", "orig"])
 @pytest.mark.parametrize("make", ["plain", "prepared"])
 def test_w_plus_of_styles(architecture, make):
-    """Least squares, by the pseudo-inverse; w itself where an input has as many channels as w, else nearest to w_avg."""
+    """Least squares: w itself where an input has as many channels, else of all w that fit the nearest to w_avg."""
     G = generator(architecture=architecture).double()
     G.mapping.w_avg.normal_()
     Q, w_plus = G if make == "plain" else G.prepare(), codes(G, 3)
@@ -112,10 +112,11 @@ def test_w_plus_of_styles(architecture, make):
     weight, bias = G.synthesis.b32.torgb.affine.weight / 8**0.5, G.synthesis.b32.torgb.affine.bias
     other = torch.randn(3, list(G.style_layers().values())[-1].stop, dtype=torch.float64)  # of no w_plus
     residual = other[:, G.style_layers()["b32.torgb"]] - bias - weight @ G.w_avg
-    truth = G.w_avg + residual @ torch.linalg.pinv(weight).t()
+    truth = G.w_avg + torch.linalg.lstsq(weight.detach(), residual.detach().t(), driver="gelsd").solution.t()
     assert relative_error(Q.w_plus_of_styles(other)[:, 7], truth) < 1e-11
     weight, bias = G.synthesis.b4.conv1.affine.weight / 8**0.5, G.synthesis.b4.conv1.affine.bias
-    truth = (other[:, G.style_layers()["b4.conv1"]] - bias) @ torch.linalg.pinv(weight).t()
+    residual = other[:, G.style_layers()["b4.conv1"]] - bias
+    truth = torch.linalg.lstsq(weight.detach(), residual.detach().t(), driver="gelsd").solution.t()
     assert relative_error(Q.w_plus_of_styles(other)[:, 0], truth) < 1e-11
     assert Q.w_plus_of_styles(other[:0]).shape == (0, 8, 8)
 
@@ -282,43 +283,55 @@ def test_second_derivatives_of_the_plain_network():
 
 
 FROZEN_WAYS = [(dtype, "unfused") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+# Name -> the results by Q.synthesis, ... of (code, x, picture, noise), with options of the plain network.
+PATHS = {
+    "styles": lambda G, s, x, picture, noise, **options: G.synthesis(s, noise, **options),
+    "resolution": lambda G, s, x, picture, noise, **options: G.synthesis(s, noise, resolution=16, **options),
+    "features": lambda G, s, x, picture, noise, **options: G.synthesis(s, noise, features=(x, picture), **options),
+    "to features": lambda G, s, x, picture, noise, **options: _features(G, s, noise, **options),
+}
+
+
+def _features(G, code, noise, **options):
+    return G.synthesis.features(code, 16, noise, **options) if options else G.features(code, 16, noise)
 
 
 @pytest.mark.parametrize("dtype, impl", WAYS + FROZEN_WAYS, ids=str)
 @pytest.mark.parametrize("clamp", [None, 0.7])
-@pytest.mark.parametrize("n", [1, 3])
-def test_as_close_to_float64_as_layer_by_layer(dtype, impl, clamp, n):
-    """Each way in and out; every result and gradient at most twice as far off as that of the plain network."""
-    G, names = generator(conv_clamp=clamp), ["b16.conv0", "b16.conv1", "b32.conv1"]
-    exact = generator(conv_clamp=clamp).double()
+@pytest.mark.parametrize("path", PATHS)
+def test_as_close_to_float64_as_layer_by_layer(dtype, impl, clamp, path):
+    """Mean errors at most twice those of the plain network; of gradients over some codes and all inputs, since a single
+    one depends on which values rounding carries over the kink of the activation."""
+    G, exact = generator(conv_clamp=clamp), generator(conv_clamp=clamp).double()
     P = unfused(G, dtype) if impl == "unfused" else prepared(G, dtype, impl)
-    w_plus, styles, x, picture, *_ = variables(exact, n, torch.float32)
-    x = x.to(dtype).float()
-    maps = [noise_maps(G, n)[name].float() for name in names]
-    ways = [
-        (lambda Q, s, noise, **own: Q.synthesis(s, noise, **own), (styles,)),
-        (lambda Q, w, noise, **own: Q.synthesis(w, noise, resolution=16, **own), (w_plus,)),
-        (lambda Q, w, x, p, noise, **own: Q.synthesis(w, noise, features=(x, p), **own), (w_plus, x, picture)),
-        (lambda Q, w, noise, **own: _features(Q, w, noise, **own), (w_plus,)),
-    ]
-    for way, inputs in ways:
-        inputs = [*inputs, *maps]
-        truth = derivatives(
-            with_maps(names, lambda *a, way=way, **k: way(exact, *a, **k)), *(t.double() for t in inputs)
+    names, errors = ["b16.conv0", "b16.conv1", "b32.conv1"], []
+    for seed in range(7):
+        n = 3 if seed % 2 else 1
+        styles = exact.styles(randn_like(codes(G, n), seed)).detach().float()
+        x, picture = state(exact, 8, n)
+        maps = [randn_like(noise_maps(G, n)[name], seed).float() for name in names]
+        inputs = [styles, x.to(dtype).float(), picture.float(), *maps]
+
+        def results(Q, inputs, **options):
+            used = [0, 1, 2] if path == "features" else [0]
+            values = [inputs[i] for i in used] + inputs[3:]
+
+            def call(*given):
+                given = {**dict(zip(used, given)), **dict(zip(range(3, 6), given[len(used) :]))}
+                noise = {name: given[3 + i] for i, name in enumerate(names)}
+                return PATHS[path](Q, given[0], given.get(1), given.get(2), noise, **options)
+
+            return derivatives(call, *values)
+
+        truth = results(exact, [t.double() for t in inputs])
+        found, plain = results(P, inputs), results(G, inputs, dtype=dtype)
+        scales = [t.norm() or 1.0 for t in truth]
+        errors.append(
+            [[float((a.double() - t).norm() / s) for a, t, s in zip(r, truth, scales)] for r in (found, plain)]
         )
-        plain = derivatives(with_maps(names, lambda *a, way=way, **k: way(G, *a, **k, dtype=dtype)), *inputs)
-        found = derivatives(with_maps(names, lambda *a, way=way, **k: way(P, *a, **k)), *inputs)
-        for ours, other, true in zip(found, plain, truth, strict=True):
-            error, allowed = ((t.double() - true).norm() for t in (ours, other))
-            assert error <= 2 * allowed + 1e-6 * true.norm()
-
-
-def _features(Q, code, noise, dtype=None):
-    if dtype is None:
-        x, picture = Q.features(code, 16, noise)
-    else:
-        x, picture = Q.synthesis.features(code, 16, noise, dtype)
-    return x, picture
+    count = 2 if path == "to features" else 1  # of results; gradients follow
+    ours, others = torch.tensor(errors).mean(0)
+    assert (ours[:count] <= 2 * others[:count]).all() and ours[count:].mean() <= 2 * others[count:].mean()
 
 
 @pytest.mark.parametrize("dtype, impl", WAYS, ids=str)
@@ -327,23 +340,26 @@ def test_two_stages_give_the_bits_of_one(dtype, impl):
     w_plus = codes(P, 3, torch.float32)
     for resolution in RESOLUTIONS:
         features = P.features(w_plus, resolution)
-        assert features[0].dtype == dtype and features[1].dtype == torch.float32
+        assert features[0].dtype == features[1].dtype == torch.float32
         assert torch.equal(P.synthesis(w_plus, features=features), P.synthesis(w_plus))
         assert torch.equal(P.synthesis(w_plus, resolution=resolution), features[1])
 
 
-def test_float16_gradients_of_features_keep_to_the_range():
-    """A gradient of 1e-7 for the features and none for the picture, and the other way round."""
+@pytest.mark.parametrize("scales", [(1e-7, 0.0), (0.0, 1e-7), (1e4, 1e-7)])
+def test_float16_gradients_of_features_keep_to_the_range(scales):
+    """Tiny gradients of the features or the picture, and huge ones."""
     G = generator()
-    P, w_plus = G.prepare(torch.float16), codes(G, dtype=torch.float32)
-    for scales in ((1e-7, 0.0), (0.0, 1e-7), (1e4, 1e-7)):
-        found, truth = (
-            derivatives(
-                lambda w, Q=Q, t=t: tuple(a.to(t) * b for a, b in zip(Q.features(w, 16), scales)), w_plus.to(t)
-            )[-1]
-            for Q, t in ((P, torch.float32), (G.double(), torch.float64))
-        )
-        assert (found - truth).norm() / truth.norm() < 2e-2
+    w_plus = codes(G, dtype=torch.float32)
+
+    def gradient(P, w_plus):
+        w_plus = w_plus.clone().requires_grad_()
+        x, picture = P.features(w_plus, 16)
+        results = x.to(w_plus), picture.to(w_plus)
+        total = sum((t * randn_like(t, 6)).sum() * scale for t, scale in zip(results, scales, strict=True))
+        return torch.autograd.grad(total, w_plus)[0]
+
+    found, truth = gradient(G.prepare(torch.float16), w_plus), gradient(G.double(), w_plus.double())
+    assert (found - truth).norm() / truth.norm() < 6e-2  # a few values lie beyond the kink
 
 
 # --- memory, copies
@@ -463,10 +479,10 @@ def test_a_filter_that_is_not_separable_runs_layer_by_layer(make):
 
 
 BAD = [
-    (lambda Q, w: Q.synthesis(torch.zeros(2, 7)), r"style channels must have shape \[N, 102\], not \[2, 7\]"),
+    (lambda Q, w: Q.synthesis(torch.zeros(2, 7)), r"style channels must have shape \[N, 98\], not \[2, 7\]"),
     (lambda Q, w: Q.synthesis(torch.zeros(2, 3, 8)), r"w_plus must have shape \[N, 8, 8\]"),
     (lambda Q, w: Q.synthesis(torch.zeros(8)), "w_plus must have shape"),
-    (lambda Q, w: Q.styles(torch.zeros(2, 102)), "w_plus must have shape"),
+    (lambda Q, w: Q.styles(torch.zeros(2, 98)), "w_plus must have shape"),
     (lambda Q, w: Q.w_plus_of_styles(w), "style channels must have shape"),
     (lambda Q, w: Q.synthesis(w, resolution=12), "resolution must be one of 4, 8, 16, 32, not 12"),
     (lambda Q, w: Q.features(w, 64), "resolution must be one of 4, 8, 16, 32, not 64"),

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from fastinv.cli import checkpoints, inversion
+from fastinv.cli import checkpoints, inversion, training
 from fastinv.cli.common import debugging, out_of_memory, say, set_debugging
 from fastinv.errors import FastinvError
 
@@ -24,8 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-train = typer.Typer(help="Train a network; `fastinv train generator --help` lists its options.", no_args_is_help=True)
-app.add_typer(train, name="train")
+app.add_typer(training.train, name="train")
 
 
 def _version(value: bool) -> None:
@@ -55,24 +54,6 @@ def info(json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")
 
 app.command()(checkpoints.models)
 app.command()(checkpoints.convert)
-
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-@train.command("generator", context_settings=_PASSED_ON, add_help_option=False)
-def train_generator(context: typer.Context) -> None:
-    """A StyleGAN2 generator, on the procedural faces or a folder of pictures."""
-    from fastinv.training.generator import main as run
-
-    run(context.args)
-
-
-@train.command("attributes", context_settings=_PASSED_ON, add_help_option=False)
-def train_attributes(context: typer.Context) -> None:
-    """The network that reads the attributes of the procedural faces."""
-    from fastinv.training.attributes import main as run
-
-    run(context.args)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,18 +9,23 @@ import fastinv
 from fastinv.checkpoints import network_hash
 from fastinv.errors import FastinvError
 from fastinv.inversion.capture import check_graph
+from fastinv.inversion.idinvert import IDInvert
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import frozen
+from fastinv.inversion.p_norm import PNormPlus
 from fastinv.inversion.precision import check_dtype, prepare
 from fastinv.inversion.presets import PRESETS, apply_preset
 from fastinv.inversion.progress import Progress
+from fastinv.inversion.projector import Projector
+from fastinv.inversion.pti import PTI
 from fastinv.inversion.result import InversionResult
 from fastinv.inversion.spaces import flat
 from fastinv.inversion.start import start_codes
+from fastinv.inversion.stylegan_encoder import StyleGANEncoder
 from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure, whole_number
 from fastinv.losses import mse, psnr
 
-METHODS = {method.name: method for method in [Image2StyleGAN]}
+METHODS = {method.name: method for method in [Projector, Image2StyleGAN, StyleGANEncoder, IDInvert, PTI, PNormPlus]}
 
 __all__ = ["METHODS", "PRESETS", "InversionResult", "NonFiniteLossError", "invert"]
 
@@ -160,6 +165,8 @@ def invert(
 
 def _plain(value):
     """An option as JSON can hold it: a module by its class name."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__

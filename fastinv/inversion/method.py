@@ -129,7 +129,7 @@ class Method:
                     raise UsageError(f"{name} is for codes in W; space {space!r} has none: set it to 0")
         optimised = self.noise == "optimize" or space == "w+noise"
         if self.noise_weight and not optimised:
-            raise UsageError("noise_weight is for optimised noise maps: use noise=optimize or space w+noise, or set it to 0")
+            raise UsageError("noise_weight is for optimised noise maps: use noise=optimize or w+noise, or set it to 0")
         if self.precondition and space in ("z", "s"):
             raise UsageError(f"precondition is for codes in W, not for space {space!r}: set it to 0")
         if self.coarse_resolution and space == "f+w+":

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 
 from fastinv.errors import UsageError
-
 from fastinv.inversion.loop import Trace, joined, ramped
 from fastinv.inversion.method import Method, changed, option
 from fastinv.inversion.spaces import Space, make_space

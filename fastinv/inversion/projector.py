@@ -29,9 +29,9 @@ class Projector(Method):
     the attribute network's distance times 0.35, so that it is about as large, and the weight of the noise term keeps
     its meaning. The original takes NVIDIA's own heads, we those of the ``lpips`` package.
 
-    As in the original: Adam with 0.9, 0.999 and a peak rate of 0.1 over 1000 steps, which rises over 5% of them and falls
-    over 25%; start at the mean of 10,000 mapped latents, whose root mean square distance from it is the deviation. Not
-    as there: the learning rate of the first step is not zero, W+ is a space too, and masks, stopping and so on work.
+    As in the original: Adam with 0.9, 0.999 and a peak rate of 0.1 over 1000 steps, which rises over 5% of them and
+    falls over 25%; the start is the mean of 10,000 mapped latents, whose root mean square distance from it is the
+    deviation. Not as there: the rate of the first step is not zero, and W+ is a space, too.
     """
 
     name: ClassVar[str] = "projector"

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from fastinv.errors import UsageError
 from fastinv.inversion.locality import Locality
 from fastinv.inversion.loop import Term, Trace, joined
-from fastinv.inversion.method import Method, option
+from fastinv.inversion.method import Method, changed, option
 from fastinv.inversion.objective import build_terms
 from fastinv.inversion.spaces import flat, nested, synthesize
 from fastinv.inversion.stopping import Stopping
@@ -42,19 +42,19 @@ class PTI(Method):
     and ``images`` are its pictures.
 
     The paper: the pivot by the StyleGAN2 projector in W, 450 steps (``pivot="projector",
-    pivot_options={"steps": 450}``); up to 350 steps at 3e-4 until LPIPS is 0.06, all weights, constant noise. Options of
-    the losses and of Adam are those of the tuning.
+    pivot_options={"steps": 450}``); up to 350 steps at 3e-4 until LPIPS is 0.06, all weights, constant noise. The
+    options of losses and of Adam are those of the tuning.
     """
 
     name: ClassVar[str] = "pti"
     spaces: ClassVar[tuple[str, ...]] = ("w", "w+", "z", "s", "w+noise", "f+w+")  # of the pivot
 
     steps: int = option(350, "updates of the weights, at most; 0 leaves them as they are")
-    learning_rate: float = option(3e-4, "learning rate of Adam")
-    ramp_up: float = option(0.0, "part of the steps in which the learning rate rises from zero")
-    ramp_down: float = option(0.0, "part of the steps in which it falls to zero")
-    perceptual_weight: float = option(0.0, "of the distance of the trunk's features; 0 needs no trunk")
-    lpips_weight: float = option(1.0, "of LPIPS (VGG-16); without its weights here the attribute network stands in")
+    learning_rate: float = changed("learning_rate", 3e-4)
+    ramp_up: float = changed("ramp_up", 0.0)
+    ramp_down: float = changed("ramp_down", 0.0)
+    perceptual_weight: float = changed("perceptual_weight", 0.0)
+    lpips_weight: float = changed("lpips_weight", 1.0)
     pivot: str = option("image2stylegan", "method that finds the code; init= needs none")
     pivot_options: Any = option(None, 'its options, as a dict, {"steps": 450} among them; None is its own')
     parameters: tuple = option(("*",), 'what is tuned: parameters of G.synthesis by name or pattern, "*.conv?.weight"')
@@ -207,8 +207,10 @@ class Tunable:
         one = nested({name: value[:1] for name, value in flat(codes).items()})
         with torch.enable_grad():
             weights = {name: self.own[name].clone().requires_grad_() for name in self.names}
-            images = synthesize(self.having(weights), one, noise)
-            gradients = torch.autograd.grad(images.sum(), list(weights.values()), allow_unused=True)
+            total = synthesize(self.having(weights), one, noise).sum()
+            gradients = [None] * len(weights)
+            if total.requires_grad:
+                gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         self.names = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None]
         if not self.names:
             raise UsageError("none of the chosen parameters has a say in the picture of such codes; choose others")
@@ -275,8 +277,10 @@ def _trace(first: Trace | None, traces: dict[int, Trace], count: int) -> Trace:
         for name, curve in trace.losses.items():
             curves[name][: len(curve), row] = curve[:, 0]
         best_step[row] = trace.best_step[0]
-        failed |= {row: step for step in trace.failed.values()}
-        finished |= {row: end for end in trace.finished.values()}
+        if trace.failed:
+            failed[row] = trace.failed[0]
+        if trace.finished:
+            finished[row] = trace.finished[0]
     whole = Trace(
         {}, curves, best_step, max(trace.steps for trace in traces.values()),
         any(trace.stopped for trace in traces.values()), failed, finished,

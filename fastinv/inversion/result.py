@@ -16,6 +16,7 @@ from fastinv.data.pictures import save_picture
 from fastinv.errors import UsageError
 from fastinv.files import shown
 from fastinv.inversion.spaces import nested, synthesize
+from fastinv.inversion.weights import has_weights, tuned_generator, tuned_pictures
 from fastinv.latents import load_codes, save_latent
 
 LATENT, PICTURE, RESULT = "latent.safetensors", "reconstruction.png", "result.json"
@@ -65,10 +66,30 @@ class InversionResult:
         Noise maps that the codes do not hold are those that the inversion used.
         """
         mode = "none" if self.settings.get("options", {}).get("noise") == "none" else "const"
-        codes = nested({"w_plus": self.w_plus, **self.codes})
-        dtype, device = G.w_avg.dtype, G.w_avg.device
-        codes = _mapped(codes, lambda value: value.to(device, dtype))
-        return synthesize(G, codes, mode)
+        device, dtype = G.w_avg.device, G.w_avg.dtype
+        codes = {name: value.to(device) for name, value in {"w_plus": self.w_plus, **self.codes}.items()}
+        if has_weights(codes):
+            return tuned_pictures(G, nested(codes), mode)
+        return synthesize(G, nested({name: value.to(dtype) for name, value in codes.items()}), mode)
+
+    def generator(self, G, index: int = 0):
+        """The generator that pivotal tuning made for a picture (method "pti"): a copy of G with the stored difference.
+
+        Args:
+            G: the generator of the inversion; it stays as it is.
+            index: of the picture; negative ones count from the end.
+
+        Returns:
+            A generator like G, in float32 at least: a difference is too small for 16 bits. Codes near the picture's
+            w_plus, such as edited ones, are what it is for.
+
+        Raises:
+            UsageError: the result holds no tuned weights, or G is not the generator that they are for. IndexError: no
+                such picture.
+        """
+        if not has_weights(self.codes):
+            raise UsageError('this result holds no tuned weights: they come from method "pti"; use G itself')
+        return tuned_generator(G, self.codes, range(len(self))[index])
 
     def save(self, folder: str | Path, pictures: dict[str, Image.Image] | None = None) -> Path:
         """Write latent.safetensors, reconstruction.png (pictures side by side) and result.json.
@@ -135,13 +156,6 @@ class InversionResult:
             raise UsageError(f"cannot read the inversion result in {shown(folder)}: {error}") from error
         images = (pixels / 127.5 - 1).permute(2, 0, 1).chunk(len(w_plus), dim=-1)
         return cls(w_plus, torch.stack(images), losses, metrics, settings, codes)
-
-
-def _mapped(codes: dict, function) -> dict:
-    """A function of every tensor in nested codes."""
-    return {
-        name: _mapped(value, function) if isinstance(value, dict) else function(value) for name, value in codes.items()
-    }
 
 
 def _lists(curves: dict[str, torch.Tensor]) -> dict[str, list]:

@@ -13,7 +13,7 @@ from fastinv.inversion.spaces import nested
 
 def start_codes(init, G, target: torch.Tensor) -> tuple[dict | None, dict]:
     """(codes {"w_plus": [N, num_ws, w_dim], ...} or None, facts for the settings) for the argument ``init`` of
-    ``invert``.
+    ``invert``. A result's codes are all there, with its tuned weights; a method takes what it can begin with.
 
     Args:
         init: None; w_plus [N or 1, num_ws, w_dim] or [num_ws, w_dim]; an InversionResult; a module with ``encode``; a
@@ -30,8 +30,7 @@ def start_codes(init, G, target: torch.Tensor) -> tuple[dict | None, dict]:
     if isinstance(init, (str, Path)) and (Path(init) / "result.json").is_file():
         init = InversionResult.load(init)
     if isinstance(init, InversionResult):
-        codes = nested({"w_plus": init.w_plus, **init.codes})
-        codes, facts = {name: codes[name] for name in ("w_plus", "noise") if name in codes}, {"init": "result"}
+        codes, facts = {"w_plus": init.w_plus, **init.codes}, {"init": "result"}
     elif isinstance(init, torch.Tensor):
         codes, facts = {"w_plus": init.unsqueeze(0) if init.ndim == 2 else init}, {"init": "codes"}
     elif isinstance(init, torch.nn.Module) or isinstance(init, (str, Path)):
@@ -43,9 +42,12 @@ def start_codes(init, G, target: torch.Tensor) -> tuple[dict | None, dict]:
         raise UsageError(f"init must be codes, an InversionResult or an encoder, not {type(init).__name__}")
     w_plus = codes["w_plus"]
     if w_plus.ndim != 3 or tuple(w_plus.shape[1:]) != shape or len(w_plus) not in (1, count):
-        raise UsageError(f"init has codes {list(w_plus.shape)}; {count} picture(s) need [{count}, {shape[0]}, {shape[1]}]")
-    if not w_plus.isfinite().all():
+        raise UsageError(
+            f"init has codes {list(w_plus.shape)}; {count} picture(s) need [{count}, {shape[0]}, {shape[1]}]"
+        )
+    if not all(value.isfinite().all() for value in codes.values()):
         raise UsageError("init has codes that are not finite (NaN or infinity)")
-    codes = {name: value for name, value in codes.items()}
-    codes["w_plus"] = w_plus.detach().to(target).expand(count, -1, -1)
-    return codes, facts
+    for name, value in codes.items():  # compressed weights are whole numbers
+        value = value.detach().to(target.device, target.dtype if value.is_floating_point() else None)
+        codes[name] = value.expand(count, *value.shape[1:])
+    return nested(codes), facts

@@ -3,7 +3,7 @@
 Among the codes of a result (see ``inversion.spaces``) the difference of a parameter of the synthesis network is
 
     weights.<parameter>          int8 [N, rows, n], or uint8 [N, rows, ceil(n / 2)] with two values of 4 bits in each
-                                 byte, the first in the low half, 8 added to each; rows is the first axis of the parameter
+                                 byte, the first in the low half, 8 added to each; rows is the parameter's first axis
     weights.<parameter>.scale    [N, rows], what one unit of a row stands for
 
 or, for parameters with fewer than two axes (biases, strengths), the difference itself. 4 bits are for the layers
@@ -39,31 +39,28 @@ def compress(parameter: str, difference: torch.Tensor) -> dict[str, torch.Tensor
 
 
 def difference(codes: dict[str, torch.Tensor], parameter: str, like: torch.Tensor) -> torch.Tensor | None:
-    """The differences [N, *like.shape] of one parameter, whose shape, dtype and device are those of ``like``; None where
-    it was not tuned.
+    """What ``compress`` was given for a parameter, up to rounding: [N, *like.shape]; None where it was not tuned.
+
+    Args:
+        codes: with the tuned weights.
+        parameter: its name.
+        like: a tensor of the parameter's shape; the result has its dtype and device.
 
     Raises:
         UsageError: the codes are for a parameter of another shape.
     """
-    values = codes.get(WEIGHTS + parameter)
+    values, scale = codes.get(WEIGHTS + parameter), codes.get(WEIGHTS + parameter + SCALE)
     if values is None:
         return None
-    shape = (len(values), *like.shape)
-    if values.is_floating_point():
-        found = tuple(values.shape)
-    else:
-        count = like[0].numel()
-        width = -(-count // 2) if values.dtype == torch.uint8 else count
-        found = shape if tuple(values.shape[1:]) == (len(like), width) else tuple(values.shape)
-    if found != shape:
+    if scale is not None:
+        values = _unpack(values, like[0].numel()) if values.dtype == torch.uint8 else values
+        values = values.to(like) * scale.to(like)[:, :, None]
+    if values[0].numel() != like.numel() or len(like.shape) and values.shape[1] != len(like):
         raise UsageError(
-            f"the tuned weights of {parameter!r} do not fit the generator's, {list(like.shape)}; use the generator of "
-            "the inversion"
+            f"the tuned weights of {parameter!r} do not fit the shape {list(like.shape)} of this generator's; use "
+            "that of the inversion"
         )
-    if values.is_floating_point():
-        return values.to(like)
-    values = _unpack(values, count) if values.dtype == torch.uint8 else values
-    return (values.to(like) * codes[WEIGHTS + parameter + SCALE].to(like)[:, :, None]).view(shape)
+    return values.to(like).view(len(values), *like.shape)
 
 
 def has_weights(codes: dict) -> bool:
@@ -73,12 +70,12 @@ def has_weights(codes: dict) -> bool:
 
 @torch.no_grad()
 def tuned_generator(G, codes: dict, index: int):
-    """A copy of G with the weights that belong to picture ``index``.
+    """A copy of G, in float32 at least, with the weights that belong to picture ``index``.
 
     Raises:
         UsageError: G has no such parameters, or of other shapes.
     """
-    tuned = copy.deepcopy(G)
+    tuned = copy.deepcopy(G).to(torch.promote_types(G.w_avg.dtype, torch.float32))
     parameters = dict(tuned.synthesis.named_parameters())
     mine = {name: value[index : index + 1] for name, value in codes.items() if name.startswith(WEIGHTS)}
     for name in mine:
@@ -96,9 +93,11 @@ def tuned_generator(G, codes: dict, index: int):
 def tuned_pictures(G, codes: dict, noise: str) -> torch.Tensor:
     """Pictures [N, 3, R, R] of codes with tuned weights, each by its own generator; arguments as for ``synthesize``."""
     pictures, codes = [], flat(codes)
+    others = [name for name in codes if not name.startswith(WEIGHTS)]
     for index in range(len(codes["w_plus"])):
-        own = {name: value[index : index + 1] for name, value in codes.items() if not name.startswith(WEIGHTS)}
-        pictures.append(synthesize(tuned_generator(G, codes, index), nested(own), noise))
+        tuned = tuned_generator(G, codes, index)
+        own = {name: codes[name][index : index + 1].to(tuned.w_avg.dtype) for name in others}
+        pictures.append(synthesize(tuned, nested(own), noise))
     return torch.cat(pictures)
 
 

@@ -6,6 +6,7 @@ file that ``load_trunk`` finds; the heads are the data file of the ``lpips`` pac
 but never imported, because it imports torchvision.
 """
 
+import copy
 import importlib.util
 import itertools
 from pathlib import Path
@@ -175,12 +176,8 @@ class LPIPS(Loss):
                 f"LPIPS takes pictures [N, 3, R, R] of at least {SMALLEST}x{SMALLEST} pixels, not {list(target.shape)}"
             )
         self.network = network.prepare(dtype or target.dtype, target.device)
-        self.mask = mask
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            _, results = self.network.run(self._visible(target))
-        self.features = [h for h, *_ in results]
-        self.inverses = [inverse for _, _, inverse, *_ in results]
-        self.pixel_weights = None
+        self.mask, self.pixel_weights = mask, None
+        self._look_at(target)
         if mask is not None:
             masks = [resize_mask(mask, h.shape[-2:])[:, 0] for h in self.features]
             self.pixel_weights = [
@@ -204,6 +201,19 @@ class LPIPS(Loss):
             return _Distance.apply(
                 self._visible(images), self.network, self.features, self.inverses, self.pixel_weights
             )
+
+    def towards(self, target: torch.Tensor) -> "LPIPS":
+        """The same distance to other targets, without a mask."""
+        other = copy.copy(self)
+        other.mask = other.pixel_weights = None
+        other._look_at(target)
+        return other
+
+    def _look_at(self, target: torch.Tensor) -> None:
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+            _, results = self.network.run(self._visible(target))
+        self.features = [h for h, *_ in results]
+        self.inverses = [inverse for _, _, inverse, *_ in results]
 
     def select(self, rows: torch.Tensor) -> "LPIPS":
         chosen = super().select(rows)

@@ -1,5 +1,6 @@
 """Perceptual loss: distance between the feature maps of a trunk; and the choice of a perceptual distance."""
 
+import copy
 import importlib.util
 
 import torch
@@ -65,6 +66,14 @@ class PerceptualLoss(Loss):
                 difference = difference * self.feature_masks[index]
             total = total + self.layer_weights[index] * mean_per_picture(self.distance(difference))
         return total
+
+    def towards(self, target: torch.Tensor) -> "PerceptualLoss":
+        """The same distance to other targets, without a mask."""
+        other = copy.copy(self)
+        other.mask = other.feature_masks = None
+        with torch.no_grad():
+            other.features = [wide(feature) for feature in self.trunk(other._visible(target))]
+        return other
 
     def _visible(self, images: torch.Tensor) -> torch.Tensor:
         return visible(images, self.mask, self.dtype)

@@ -66,13 +66,13 @@ def w_plus_of_styles(
     counts = [0] * network.num_ws
     for index, own in zip(style_inputs(network).values(), style_layers(network).values(), strict=True):
         counts[index] += own.stop - own.start
-    center, parts = w_avg.double().cpu(), (styles.split(counts, 1), weight.split(counts), bias.split(counts))
+    center, parts = w_avg.double(), (styles.double().split(counts, 1), weight.split(counts), bias.split(counts))
     found = []
     for own, rows, offset in zip(*parts, strict=True):
-        own, rows, offset = own.double().cpu(), rows.double().cpu(), offset.double().cpu()
-        # gelsy, which only the CPU has, takes any rank, and of all solutions the one of least norm.
-        residual = (own - offset - rows @ center).t()
-        found.append(center + torch.linalg.lstsq(rows, residual, driver="gelsy").solution.t())
+        rows = rows.double()
+        residual = own - offset.double() - center @ rows.t()
+        # The pseudo-inverse takes any rank, and gives of all solutions the one of least norm.
+        found.append(center + residual @ torch.linalg.pinv(rows).t())
     return torch.stack(found, 1).to(styles)
 
 
@@ -131,11 +131,13 @@ def block_of(layer: str) -> int:
     return int(layer.partition(".")[0].removeprefix("b"))
 
 
-def unused(blocks: list[int], code: torch.Tensor, noise: dict) -> list[torch.Tensor]:
-    """What has a zero gradient where only these blocks run: noise maps of other layers, the code where none runs."""
+def unused(blocks: list[int], code: torch.Tensor, noise: dict, features) -> list[torch.Tensor]:
+    """What has a zero gradient where only these blocks run: noise maps of other layers; without any block the code and
+    the feature maps."""
     maps = [given for name, given in noise.items() if block_of(name) not in blocks]
-    given = [t for t in maps if isinstance(t, torch.Tensor)] + ([] if blocks else [code])
-    return [t for t in given if t.requires_grad] if torch.is_grad_enabled() else []
+    others = [] if blocks else [code, features[0]]
+    given = [t for t in (*maps, *others) if isinstance(t, torch.Tensor) and t.requires_grad]
+    return given if torch.is_grad_enabled() else []
 
 
 def with_zero_gradients(result: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -90,7 +90,7 @@ def _separable(f: torch.Tensor) -> list[float] | None:
 
 
 class FrozenSynthesis:
-    """w_plus [N, num_ws, w_dim] -> picture [N, 3, R, R], differentiable once in w_plus and in noise maps.
+    """w_plus [N, num_ws, w_dim] or style channels [N, S] -> picture [N, 3, R, R], differentiable once in all inputs.
 
     Args:
         network: frozen synthesis network of the skip architecture, float32 or float64 (see `unsupported`).
@@ -248,12 +248,15 @@ class FrozenSynthesis:
         layer.rgb_clamp = -1.0 if torgb.conv_clamp is None else float(torgb.conv_clamp)
 
     def __call__(self, code: torch.Tensor, noise: list[torch.Tensor | None], x=None, image=None, with_x: bool = False):
-        """The picture, or with_x the features after the last layer, too: (x, picture).
+        """The picture, or with_x (features after the last layer, picture).
 
         Args:
             code: of these blocks, w_plus [N, inputs, w_dim] or style channels [N, rows], compute dtype.
             noise: per layer a map [N or 1, 1, R, R], not yet times the strength, or None.
             x, image: for a part that begins with features: x [N, *start_shape] and picture [N, 3, r, r], compute dtype.
+
+        Returns:
+            Both in the compute dtype.
         """
         result, last = _Synthesize.apply(self, code, x, image, with_x, *noise)
         return (last, result) if with_x else result
@@ -314,8 +317,7 @@ class _Synthesize(torch.autograd.Function):
         if start is None:
             x = net.const * first_styles.to(net.dtype)
         else:
-            start = start.to(net.dtype)
-            x = (start.to(net.compute) * first_styles).to(net.dtype)  # as `epilogue` multiplies
+            x = (start.to(net.dtype).to(net.compute) * first_styles).to(net.dtype)  # as `epilogue` multiplies
         x = x.contiguous(memory_format=torch.channels_last)
         forms, kept = [], []
         for index, layer in enumerate(net.layers):
@@ -332,7 +334,7 @@ class _Synthesize(torch.autograd.Function):
             kept += [y, rgb]
         ctx.net, ctx.forms, ctx.of_styles, ctx.with_x = net, forms, code.ndim == 2, with_x
         ctx.save_for_backward(start, styles, d, scales, *noise, *kept)
-        return image, y.clone() if with_x else None
+        return image, y.to(net.compute, copy=True) if with_x else None
 
     @staticmethod
     def backward(ctx, dimage, dlast):
@@ -372,7 +374,9 @@ class _Synthesize(torch.autograd.Function):
             if rgb_weight is not None and index:  # the picture came from the resolution before, doubled
                 dimage = upfirdn2d(dimage, net.image_filter, down=2, padding=1)
         dx = dx.to(net.compute)
-        sums[count] = (dx * (net.const if start is None else start).to(net.compute)).sum((2, 3))[:, None, None]
+        sums[count] = (dx * (net.const if start is None else start.to(net.dtype)).to(net.compute)).sum((2, 3))[
+            :, None, None
+        ]
         dcode = net.code_gradient(ctx.of_styles, sums, styles, d, scales, unscale) if need_code else None
         if need_x:
             dx = dx * styles[:, : net.layers[0].inputs, None, None]

@@ -49,7 +49,7 @@ class Plan:
 
 
 class FusedSynthesis:
-    """w_plus [N, num_ws, w_dim] -> picture [N, 3, R, R], differentiable once in w_plus and in noise maps.
+    """w_plus [N, num_ws, w_dim] or style channels [N, S] -> picture [N, 3, R, R], differentiable once in all inputs.
 
     Args:
         network: the layers and small operands, not float16; of the whole network or of a part.
@@ -163,7 +163,7 @@ class FusedSynthesis:
             place, size = plan.rgb[index] if keep else plan.picture, (shape[0], 3, *shape[2:])
             rgbs.append(lease.tensor(place, size, net.compute) if layer.rgb_clamp >= 0 else None)
         picture = self.run(operands, noise, x, picture, ys, rgbs)
-        return picture, ys[-1].clone() if with_x else None, operands, ys, rgbs
+        return picture, ys[-1].to(net.compute, copy=True) if with_x else None, operands, ys, rgbs
 
     def run(self, operands, noise, x, picture, ys, rgbs) -> torch.Tensor:
         """The picture; writes y and the clamped rgb of each layer."""
@@ -260,7 +260,7 @@ class _Synthesize(torch.autograd.Function):
         noise, ys, rgbs = rest[:count], rest[count : 2 * count], rest[2 * count :]
         needs, need_noise = ctx.needs_input_grad[1:4], ctx.needs_input_grad[5:]
         ys = [_unversioned(y) for y in ys]
-        dlast = dlast.contiguous(memory_format=torch.channels_last) if ctx.with_x else None
+        dlast = dlast.to(ctx.fused.network.dtype).contiguous(memory_format=torch.channels_last) if ctx.with_x else None
         with torch.autocast("cpu", enabled=False):
             if ctx.spent:  # the graph was retained
                 ctx.fused.run(operands, noise, x, picture, ys, rgbs)

@@ -19,8 +19,9 @@ class PreparedGenerator:
     Networks of the skip architecture run as one autograd node: on a CPU in float32 and bfloat16 with each layer one op
     (`fastinv.models.fused`; ``unfused`` says why not), else `fastinv.models.frozen`. Others run layer by layer, each a
     ``styled_conv`` (``layerwise`` says why). G itself is left as it is, and later changes to G do not show here. Same
-    attributes and signatures as ``Generator``; first derivatives only, with respect to w_plus and noise maps. A
-    retained graph may be run backward again, which costs a forward pass more, but not in two threads at once.
+    attributes and signatures as ``Generator``; first derivatives only, with respect to codes, features and noise maps.
+    Parts of the network, for smaller pictures and from features on, take the same fast path and weights. A retained
+    graph may be run backward again, which costs a forward pass more, but not in two threads at once.
 
     On a CPU the kernels have all weights in a layout of their own, and what else might need them borrows G's: a copy or
     pickle of this, which is refused after an in-place change of G, and torch.compile, which takes the library's
@@ -91,9 +92,10 @@ class PreparedGenerator:
         return self._run(code, noise, resolution, features)
 
     def features(self, w_plus: torch.Tensor, resolution: int, noise="const") -> tuple[torch.Tensor, torch.Tensor]:
-        """The state after a block, x in the dtype of the feature maps; see ``Generator.features``."""
+        """The state after a block, float32 at least; see ``Generator.features``."""
         if self.layerwise:
-            return self._network.features(w_plus, resolution, noise, self.dtype)
+            x, picture = self._network.features(w_plus, resolution, noise, self.dtype)
+            return x.to(self.w_avg.dtype), picture
         entries.check_resolution(self._network, resolution)
         return self._run(w_plus, noise, resolution, with_x=True)
 
@@ -124,7 +126,8 @@ class PreparedGenerator:
         n, fast = len(code), self._fast
         blocks = entries.blocks_to_run(self._network, code, resolution, features)
         noise = self._network.noise_per_layer(noise, n)
-        x, picture = (None, None) if features is None else (t.to(fast.compute) for t in features)
+        x = None if features is None else features[0].to(fast.compute)
+        picture = None if features is None else features[1].to(fast.compute).contiguous()
         if blocks:
             whole = fast if self._fused is None or torch.compiler.is_compiling() else self._fused
             part, fast = whole.part(blocks[0], blocks[-1]), fast.part(blocks[0], blocks[-1])
@@ -132,7 +135,7 @@ class PreparedGenerator:
             result = part(fast.own_code(code), maps, x, picture, with_x)
         else:
             result = picture
-        left = entries.unused(blocks, code, noise)
+        left = entries.unused(blocks, code, noise, features)
         if with_x:
             return tuple(entries.with_zero_gradients(t, left) for t in result)
         return entries.with_zero_gradients(result, left)

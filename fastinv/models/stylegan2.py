@@ -296,13 +296,13 @@ class SynthesisNetwork(nn.Module):
         noise = self.noise_per_layer(noise, len(code))
         styles = self.layer_styles(code, blocks)
         dtype = dtype or self.b4.const.dtype
+        left = entries.unused(blocks, code, noise, features)
         x, image = (None, None) if features is None else features
         if features is not None:
             x = x.to(dtype).contiguous(memory_format=torch.channels_last)
             image = image.to(torch.promote_types(torch.float32, dtype))
         for r in blocks:
             x, image = getattr(self, f"b{r}")(x, image, styles, noise, f"b{r}", dtype, once)
-        left = entries.unused(blocks, code, noise)
         return entries.with_zero_gradients(x, left), entries.with_zero_gradients(image, left)
 
 

@@ -29,7 +29,9 @@ class EncoderParser(Parser):
         self.add_argument("--data", required=True, help="the word faces (procedural, endless) or a folder of pictures")
         self.add_argument("--out", required=True, metavar="DIR", help="folder for state, networks, samples and logs")
         if generator:
-            self.add_argument("--generator", default="faces64", help="what the encoder is for: a bundled name or a file")
+            self.add_argument(
+                "--generator", default="faces64", help="what the encoder is for: a bundled name or a file"
+            )
         self.add_argument("--resume", action="store_true", help="continue from DIR/state.pt, to the same bits on a CPU")
         self.number("--steps", int, steps, "length of the training")
         self.number("--minutes", float, math.inf, "stop (and save) after so many minutes")
@@ -44,7 +46,9 @@ class EncoderParser(Parser):
         self.number("--validation", int, 128, "held-out pictures of a validation")
         self.number("--sample-every", int, 1000, "steps between sample grids")
         self.number("--average", float, 0.0, "half life of a moving average of the weights, in steps; 0 for none")
-        self.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPUs that are there")
+        self.add_argument(
+            "--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPUs that are there"
+        )
         self.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
                           help="arithmetic of convolutions; weights are float32")  # fmt: skip
         self.number("--seed", int, 0, "of everything random; the same seed gives the same networks on a CPU")

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, is_tensorboard_available
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastinv.data.grid import grid
@@ -23,6 +21,13 @@ from fastinv.errors import FastinvError, UsageError
 from fastinv.files import atomic_file, check_writable, shown
 from fastinv.training.batches import open_batches
 from fastinv.training.distributed import average_gradients, synchronise_batch_norm
+
+try:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import broadcast_object_list, is_tensorboard_available
+except ImportError as error:
+    raise UsageError("encoders are trained with Hugging Face Accelerate: pip install 'fastinv[train]'") from error
 
 LOG, VALIDATION_LOG, STATE = "log.csv", "validation.csv", "state.pt"
 SEED_STRIDE = 1_000_003  # between the random numbers of two seeds, in steps
@@ -33,6 +38,9 @@ COLUMNS = 8
 
 def open_accelerator(options) -> Accelerator:
     """The Accelerator of ``--device``, ``--dtype`` and ``--out``; it logs to TensorBoard where that is installed."""
+    if not torch.distributed.is_initialized():
+        # Accelerate keeps device and precision for the whole process; an earlier run's need not be this one's.
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=options.device == "cpu",
         mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
@@ -66,10 +74,17 @@ class Trainable:
         self.averages: dict[str, AveragedModel] = {}
         self._rates: dict[str, float] = {}
 
-    def add(self, name: str, network: torch.nn.Module, optimizer: Callable, average: float = 0.0) -> torch.nn.Module:
-        """Train a network with ``optimizer(parameters)``; ``average`` is the half life of its average in steps, or 0.
+    def add(
+        self, name: str, network: torch.nn.Module, optimizer: Callable, average: float = 0.0, mixed: bool = True
+    ) -> torch.nn.Module:
+        """Train a network.
 
-        Returns the network on the accelerator's device, its forward pass in the accelerator's precision.
+        Args:
+            name: in the files.
+            network: on any device; the one that is returned is on the accelerator's.
+            optimizer: called with the parameters.
+            average: half life in steps of a moving average of the weights; 0 for none.
+            mixed: forward passes are in the accelerator's precision (the results are float32); False is float32.
         """
         network = network.train().requires_grad_(True).to(self.device, memory_format=torch.channels_last)
         if average > 0:
@@ -77,11 +92,12 @@ class Trainable:
             self.averages[name] = AveragedModel(network, multi_avg_fn=keep).eval().requires_grad_(False)
         if self.accelerator.num_processes > 1:
             synchronise_batch_norm(network)
-        # evaluation_mode: mixed precision only; gradients are averaged by `step_optimizer`.
-        self.networks[name] = self.accelerator.prepare_model(network, evaluation_mode=True)
+        if mixed:  # evaluation_mode: mixed precision only; gradients are averaged by `step_optimizer`
+            network = self.accelerator.prepare_model(network, evaluation_mode=True)
+        self.networks[name] = network
         self.optimizers[name] = optimizer(network.parameters())
         self._rates[name] = self.optimizers[name].param_groups[0]["lr"]
-        return self.networks[name]
+        return network
 
     def final(self, name: str) -> torch.nn.Module:
         """The network as it is to be used: its average where there is one, in eval mode (the average always is)."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fastinv.losses import PerceptualLoss, PixelLoss, load_trunk, mean_per_picture
-from fastinv.models.attributes import load_attribute_network
+from fastinv.models.attributes import AttributeNetwork, load_attribute_network
 
 # Rows and columns of a 256-pixel portrait that hold the face, pSp's crop.
 FACE_ROWS, FACE_COLUMNS = (35, 223), (32, 220)
@@ -32,7 +32,8 @@ class PictureLosses:
         if unknown:
             raise KeyError(unknown.pop())
         self.weights, self.dtype = {name: weight for name, weight in weights.items() if weight > 0}, dtype
-        self.trunk, self.facts = load_trunk("auto", device=device, dtype=dtype)
+        trunk, self.facts = load_trunk("auto", device=device, dtype=dtype)
+        self.trunk = _Trunk(trunk, dtype)
         self.attributes = load_attribute_network(device=device, dtype=dtype)
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -42,19 +43,18 @@ class PictureLosses:
         if "pixel" in self.weights:
             values["pixel"] = PixelLoss(targets)(images)
         if "perceptual" in self.weights:
-            seen = _Remembering(self.trunk)
-            loss = PerceptualLoss(targets, seen, dtype=self.dtype)
-            target_maps = seen.maps
+            loss = PerceptualLoss(targets, self.trunk)
+            target_maps = self.trunk.maps
             values["perceptual"] = loss(images)
-            maps = seen.maps
+            maps = self.trunk.maps
         if "identity" in self.weights:
-            values["identity"] = 1 - F.cosine_similarity(
-                self._embedding(images, maps), self._embedding(targets.detach(), target_maps), dim=1
-            )
+            with torch.no_grad():
+                wanted = self._embedding(targets, target_maps)
+            values["identity"] = 1 - F.cosine_similarity(self._embedding(images, maps), wanted, dim=1)
         if "crop_pixel" in self.weights:
             values["crop_pixel"] = PixelLoss(face(targets))(face(images))
         if "crop_perceptual" in self.weights:
-            values["crop_perceptual"] = PerceptualLoss(face(targets), self.trunk, dtype=self.dtype)(face(images))
+            values["crop_perceptual"] = PerceptualLoss(face(targets), self.trunk)(face(images))
         return values
 
     def total(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -63,20 +63,29 @@ class PictureLosses:
 
     def _embedding(self, images: torch.Tensor, maps: list[torch.Tensor] | None) -> torch.Tensor:
         """[N, d], from the perceptual loss's feature maps where they are the same network's."""
-        if maps is None or self.trunk.name != "attributes":
-            return self.attributes.embedding(images.to(self.dtype)).float()
+        if maps is None or self.facts["name"] != "attributes":
+            return self.attributes.embedding(_fitting(images, self.attributes.resolution).to(self.dtype)).float()
         return F.silu(self.attributes.hidden(maps[-1].flatten(1))).float()
 
 
-class _Remembering:
-    """A trunk whose last feature maps are kept."""
+class _Trunk:
+    """A trunk of another precision, whose last feature maps are kept."""
 
-    def __init__(self, trunk):
-        self.trunk, self.maps = trunk, None
+    def __init__(self, trunk, dtype: torch.dtype):
+        self.trunk, self.dtype, self.maps = trunk, dtype, None
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.maps = self.trunk(images)
+        if self.trunk.name == "attributes":
+            images = _fitting(images, AttributeNetwork.resolution)
+        self.maps = self.trunk(images.to(self.dtype))
         return self.maps
+
+
+def _fitting(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Pictures of a size that the attribute network takes in every precision; as it would resize them itself."""
+    if images.shape[-1] % resolution == 0:
+        return images
+    return F.interpolate(images, (resolution, resolution), mode="bilinear", align_corners=False, antialias=True)
 
 
 def face(images: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ COARSE, MIDDLE = 3, 7
 
 
 class StyleHead(nn.Module):
-    """"map2style": x [N, in, S, S] -> [N, out], by log2 S halvings to ``hidden`` feature maps and one linear layer."""
+    """ "map2style": x [N, in, S, S] -> [N, out], by log2 S halvings to ``hidden`` feature maps and one linear layer."""
 
     def __init__(self, in_channels: int, out_channels: int, halvings: int, hidden: int):
         super().__init__()

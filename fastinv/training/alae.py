@@ -1,0 +1,168 @@
+"""Train ALAE, an adversarial latent autoencoder (Pidhorskyi et al. 2020, arXiv 2004.04467): a generator of the first
+StyleGAN's kind and an encoder, jointly.
+
+Three steps on each batch, with the mapping F, synthesis G, encoder E and latent discriminator D:
+
+1. E and D: D tells codes E(x) of pictures from codes E(G(F(z))) of generated ones; R1 with respect to the pixels of x.
+2. F and G: generated pictures should have codes that D takes for those of real ones.
+3. E and G: E(G(w)) should be w, for a w = F(z) that is constant (reciprocity).
+
+All at the full resolution; the paper grows it from 4x4. G's feature maps are in ``--dtype``, all else is in float32.
+
+``python -m fastinv.training.alae --data faces --out runs/alae`` (also ``fastinv train alae``).
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from fastinv.checkpoints import save_network
+from fastinv.losses import psnr
+from fastinv.models.encoders import ALAEEncoder
+from fastinv.models.layers import block_resolutions
+from fastinv.models.stylegan1 import StyleGAN1Generator
+from fastinv.training.encoder_options import FULL_SIZE, EncoderParser, check_run, counts
+from fastinv.training.generator_options import parse_channels
+from fastinv.training.latent_discriminator import LinearDiscriminator, logistic, r1_penalty
+from fastinv.training.loop import Trainable, run_training
+from fastinv.training.options import check_range, run_as_command
+from fastinv.training.picture_losses import PictureLosses
+
+SMALL_CHANNELS = (32, 64, 96, 128, 128, 128, 128)  # of the encoder, at its resolution and after each halving
+W_AVERAGE = 0.995  # kept of the tracked mean latent in a step
+VALIDATION = {"pixel": 1.0, "perceptual": 0.8, "identity": 0.1}  # weights of what chooses the best checkpoint
+
+
+class ALAETraining(Trainable):
+    """ALAE; see the module."""
+
+    measures = ("d_loss", "real", "fake", "r1", "g_loss", "reciprocity")
+
+    def __init__(self, options, accelerator):
+        super().__init__(options, accelerator)
+        self.resolution = resolution = options.resolution
+        G = StyleGAN1Generator(
+            resolution, options.z_dim, options.w_dim, parse_channels(options.channels, resolution),
+            options.mapping_layers, mapping_lr_multiplier=0.1,
+        )  # fmt: skip
+        channels = counts(options.encoder_channels, "--encoder-channels")
+        if channels is None and resolution < FULL_SIZE:
+            channels = SMALL_CHANNELS[: len(block_resolutions(resolution)) + 1]
+        E = ALAEEncoder(resolution, G.num_ws, options.w_dim, channels)
+
+        def optimizer(parameters):
+            return torch.optim.Adam(parameters, options.lr, betas=(0.0, 0.99), eps=1e-8)
+
+        self.G = self.add("generator", G, optimizer, options.average, mixed=False)
+        self.E = self.add("encoder", E, optimizer, options.average, mixed=False)
+        self.D = self.add("latent_discriminator", LinearDiscriminator(options.w_dim), optimizer, mixed=False)
+        self.losses = PictureLosses(VALIDATION, self.device)
+
+    def draw(self, count: int) -> torch.Tensor:
+        """Latents z [count, z_dim], this process's rows of what one process would draw."""
+        z = torch.randn(count * self.accelerator.num_processes, self.options.z_dim)
+        return z[self.accelerator.process_index * count :][:count].to(self.device)
+
+    def generate(self, count: int, mixed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """(pictures of random latents, their w [count, w_dim]); with ``mixed`` most have two latents."""
+        w = self.G.mapping(self.draw(count))
+        first = w[:, 0]
+        if mixed:
+            self.G.mapping.w_avg.lerp_(first.detach().mean(0), 1 - W_AVERAGE)
+            other = self.G.mapping(self.draw(count))
+            cut = torch.randint(1, self.G.num_ws, (count, 1))
+            cut = cut.masked_fill(torch.rand(count, 1) >= self.options.style_mixing, self.G.num_ws)
+            later = torch.arange(self.G.num_ws)[None] >= cut
+            w = torch.where(later[..., None].to(self.device), other, w)
+        return self._synthesise(w), first
+
+    def _synthesise(self, w_plus: torch.Tensor) -> torch.Tensor:
+        return self.G.synthesis(w_plus, noise="random", dtype=self.dtype)
+
+    def judge(self, images: torch.Tensor) -> torch.Tensor:
+        """D(E(x)): pictures [N, 3, R, R] -> logits [N]."""
+        return self.D(self.E.encode(images)[:, 0])
+
+    def iterate(self, images, step):
+        count = len(images)
+        with torch.no_grad():
+            made, _ = self.generate(count)
+        real, fake = self.judge(images), self.judge(made)
+        d_loss = logistic(real, fake)
+        d_loss.backward()
+        values = {"d_loss": d_loss, "real": real.mean(), "fake": fake.mean()}
+        if self.options.r1_gamma > 0 and step % self.options.r1_interval == 0:
+            values["r1"] = r1_penalty(self.judge, images)
+            (values["r1"] * (self.options.r1_gamma / 2 * self.options.r1_interval)).backward()
+        self.step_optimizer("encoder", "latent_discriminator")
+
+        self._freeze(True)
+        made, _ = self.generate(count)
+        values["g_loss"] = F.softplus(-self.judge(made)).mean()
+        values["g_loss"].backward()
+        self._freeze(False)
+        self.step_optimizer("generator")
+
+        with torch.no_grad():
+            w = self.G.mapping(self.draw(count))
+        values["reciprocity"] = (self.E.encode(self._synthesise(w)) - w)[:, 0].square().mean()
+        values["reciprocity"].backward()
+        self.step_optimizer("encoder", "generator")
+        return values
+
+    def _freeze(self, frozen: bool) -> None:
+        self.E.requires_grad_(not frozen)
+        self.D.requires_grad_(not frozen)
+
+    def reconstruct(self, images):
+        return self.final("generator").synthesis(self.final("encoder").encode(images))
+
+    def measure(self, images):
+        made = self.reconstruct(images)
+        values = self.losses(made, images)
+        w = self.final("generator").mapping(torch.randn(len(images), self.options.z_dim).to(self.device))
+        again = self.final("encoder").encode(self.final("generator").synthesis(w))
+        error = (again - w)[:, 0].square().mean(1)
+        return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values, "reciprocity": error}
+
+    def save(self, folder, prefix, facts):
+        for name in ("generator", "encoder"):
+            save_network(self.final(name), folder / f"{prefix}{name}.safetensors", torch.float16, facts)
+
+
+def parser() -> EncoderParser:
+    """The command's options."""
+    p = EncoderParser("alae", "Train ALAE, a generator and an encoder that learn together.")
+    p.add_run(steps=100_000, batch=32, lr=2e-3, generator=False)
+    p.set_defaults(average=300.0)
+    p.number("--resolution", int, 64, "side of the pictures, a power of two")
+    p.number("--z-dim", int, 64, "width of the latent z")
+    p.number("--w-dim", int, 256, "width of the latent w")
+    p.add_argument("--channels", default="256,256,128,96,64", metavar="N,N,...",
+                   help="feature maps of the generator at 4, 8, ... up to the resolution")  # fmt: skip
+    p.add_argument("--encoder-channels", default="", metavar="N,N,...", help="those of the encoder at the resolution "
+                   "and after each halving down to 2 (default: 16, 32, ... up to 512, or "
+                   f"{','.join(map(str, SMALL_CHANNELS))} below {FULL_SIZE})")  # fmt: skip
+    p.number("--mapping-layers", int, 8, "depth of the mapping network")
+    p.number("--style-mixing", float, 0.9, "share of generated pictures with two latents")
+    p.number("--r1-gamma", float, 10.0, "weight of the gradient penalty")
+    p.number("--r1-interval", int, 1, "steps between two penalties, each weighted up by so much")
+    return p
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Parse ``argv`` and train; returns the folder of the run."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser().parse_args(argv)
+    options.arguments = argv
+    check_run(options)
+    check_range(options, "z_dim w_dim mapping_layers r1_interval", 1, 2**20)
+    check_range(options, "style_mixing", 0, 1)
+    check_range(options, "r1_gamma", 0, 1e12)
+    return run_training("alae", ALAETraining, options)
+
+
+if __name__ == "__main__":
+    run_as_command(main)
