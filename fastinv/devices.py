@@ -1,4 +1,7 @@
-"""Devices and arithmetic by name, as the command line takes them."""
+"""Devices and arithmetic by name, as the command line takes them; and the number of threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,3 +37,14 @@ def named_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {name!r}; choose one of {', '.join(DTYPES)} (or auto, for an inversion)")
     return DTYPES[name]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work on the CPU in one thread: linear algebra and convolutions that are split over several have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ from fastinv.inversion import METHODS, invert
 from fastinv.inversion.spaces import NAMES
 
 STEPS = 3
-OPTIONS = {"idinvert": {"start": "mean"}, "pti": {"pivot_options": {"steps": 2}, "locality": True}}
 
 
 class Encoder(nn.Module):
@@ -37,7 +36,7 @@ def G():
 
 @pytest.fixture(scope="module")
 def images():
-    return fastinv.data.faces.sample(1, seed=0, split="heldout")[0]
+    return fastinv.data.faces.sample(3, seed=0, split="heldout")[0]
 
 
 def with_threads(count, G, images, method, space, **options):
@@ -52,35 +51,47 @@ def with_threads(count, G, images, method, space, **options):
 def same_bits_with_one_and_two_threads(G, images, method, space, **options):
     one, two = (with_threads(count, G, images, method, space, **options) for count in (1, 2))
     assert one.settings["threads"] == 1 and two.settings["threads"] == 2
-    different = [
-        name for name, curve in one.losses.items() if not torch.equal(curve.nan_to_num(), two.losses[name].nan_to_num())
-    ]
-    different += [name for name, value in one.codes.items() if not torch.equal(value, two.codes[name])]
-    different += [] if torch.equal(one.w_plus, two.w_plus) else ["w_plus"]
-    different += [] if torch.equal(one.images, two.images) else ["images"]
-    assert not different
+    same_bits(one, two)
+
+
+def same_bits(one, two):
+    pairs = {f"losses: {name}": (curve, two.losses[name]) for name, curve in one.losses.items()}
+    pairs |= {f"codes: {name}": (value, two.codes[name]) for name, value in one.codes.items()}
+    pairs |= {"w_plus": (one.w_plus, two.w_plus), "images": (one.images, two.images)}
+    assert not [name for name, (a, b) in pairs.items() if not torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))]
 
 
 @pytest.mark.parametrize("space", NAMES)
-def test_every_space(G, images, space):
-    same_bits_with_one_and_two_threads(G, images, "image2stylegan", space)
+@pytest.mark.parametrize("count", [1, 3])  # products of 3 to 16 rows are where MKL's bits differ
+def test_every_space(G, images, space, count):
+    same_bits_with_one_and_two_threads(G, images[:count], "image2stylegan", space)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pti"])
 def test_every_method(G, images, method):
-    options = dict(OPTIONS.get(method, {}))
-    if METHODS[method].encoder is None and method in ("idinvert", "stylegan-encoder"):
-        options["encoder"] = Encoder(G)
-    same_bits_with_one_and_two_threads(G, images, method, None, **options)
+    options = {"encoder": Encoder(G)} if method == "idinvert" else {}
+    same_bits_with_one_and_two_threads(G, images[:1], method, None, **options)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_other_arithmetic(G, images, dtype):
-    same_bits_with_one_and_two_threads(G, images, "image2stylegan", None, dtype=dtype)
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_principal_axes(G, images, space):
+    same_bits_with_one_and_two_threads(G, images[:1], "image2stylegan", space, precondition=0.5)
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_batches_and_masks(G, count):
-    images = fastinv.data.faces.sample(count, seed=1, split="heldout")[0]
-    masks = torch.rand(count, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+def test_bfloat16(G, images):
+    same_bits_with_one_and_two_threads(G, images[:1], "image2stylegan", None, dtype="bfloat16")
+
+
+def test_masks(G, images):
+    masks = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     same_bits_with_one_and_two_threads(G, images, "image2stylegan", None, masks=masks)
+
+
+def test_pivotal_tuning_depends_on_the_number_of_threads_alone(G, images):
+    """The exception: torch's convolutions, which give the weights their gradients, split their sums over the threads."""
+    options = {"init": G.w_avg.expand(1, G.num_ws, -1).clone(), "locality": True}
+    one, two, again = (with_threads(count, G, images[:1], "pti", None, **options) for count in (1, 2, 2))
+    same_bits(two, again)
+    torch.testing.assert_close(one.losses["total"], two.losses["total"], rtol=1e-3, atol=0)
+    for result in (two, again):  # the pictures of what is stored, however many threads make them
+        assert torch.equal(result.render(G), result.images)

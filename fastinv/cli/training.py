@@ -1,5 +1,5 @@
-"""The commands that train networks. Each hands its arguments to the trainer, which has a parser of its own: trainers are
-also run by ``accelerate launch`` and ``python -m``, without this command line.
+"""The commands that train networks. Each hands its arguments to the trainer, which has a parser of its own: trainers
+are also run by ``accelerate launch`` and ``python -m``, without this command line.
 """
 
 import importlib

@@ -11,7 +11,7 @@ from fastinv.inversion.method import Method, changed, option
 from fastinv.inversion.spaces import NOISE, Space
 from fastinv.inversion.task import Task
 from fastinv.latents import WStatistics, w_statistics
-from fastinv.losses import normalize_noise
+from fastinv.ops.noise import normalize_noise_
 
 SAMPLES, SEED = 10_000, 123  # latents that give the mean and the deviation of W
 STAND_IN = 0.35  # the attribute network's distance of a mean face, 1.8, becomes what LPIPS gives for one, about 0.6
@@ -91,4 +91,4 @@ class Projector(Method):
 
 
 def _normalize(variables: dict[str, torch.Tensor], best: dict[str, torch.Tensor], step: torch.Tensor) -> None:
-    normalize_noise({name: value for name, value in variables.items() if name.startswith(NOISE)})
+    normalize_noise_({name: value for name, value in variables.items() if name.startswith(NOISE)})

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from fastinv.devices import one_thread
 from fastinv.errors import UsageError
-from fastinv.latents import expand, mapped_samples
+from fastinv.latents import expand, mapped_samples, times
 
 NOISE = "noise."  # prefix of noise maps where codes or variables lie flat in one dict
 SAMPLES = 1000  # latents among which the start in Z is chosen
@@ -80,7 +81,8 @@ class Space:
             noise: layer -> map to start from, [1 or N, 1, r, r], where they are optimised; None takes those of G.
             seed: of everything random.
         """
-        variables = self._start(w_plus, seed)
+        with one_thread():  # so that the bits do not depend on their number
+            variables = self._start(w_plus, seed)
         if self.optimise_noise:
             for layer, side in self.G.synthesis.noise_layers().items():
                 given = _noise_const(self.G, layer) if noise is None else noise[layer]
@@ -112,7 +114,7 @@ class Space:
     def _codes(self, variables) -> dict[str, Any]:
         if self.basis is None:
             return {"w_plus": expand(variables["w"], self.G.num_ws)}
-        w = variables["start"] + variables["v"] @ self.basis.to(variables["v"])
+        w = variables["start"] + times(variables["v"], self.basis.to(variables["v"]))
         return {"w_plus": expand(w, self.G.num_ws)}
 
 
@@ -145,7 +147,9 @@ class Z(Space):
 
     def _codes(self, variables) -> dict[str, Any]:
         z = variables["z"]
-        return {"w_plus": self.G.mapping(z).to(z.dtype), "z": z}
+        # On a CPU picture by picture: the bits of a product of several rows depend on the number of threads.
+        parts = z.split(1) if z.device.type == "cpu" else [z]
+        return {"w_plus": torch.cat([self.G.mapping(part) for part in parts]).to(z.dtype), "z": z}
 
 
 class S(Space):
@@ -164,7 +168,8 @@ class S(Space):
     def finish(self, variables) -> dict[str, Any]:
         """With the w_plus whose style channels are nearest, which does not make quite the same picture."""
         styles = variables["styles"]
-        return self.codes(variables) | {"w_plus": self.G.w_plus_of_styles(styles).to(styles.dtype)}
+        with one_thread():
+            return self.codes(variables) | {"w_plus": self.G.w_plus_of_styles(styles).to(styles.dtype)}
 
 
 class FW(Space):
@@ -216,7 +221,8 @@ def principal_basis(G, power: float, samples: int = 10_000, least: float = 0.02)
         samples: of W, drawn with a fixed seed.
         least: smaller deviations, relative to the largest, count as this.
     """
-    variances, axes = torch.linalg.eigh(torch.cov(mapped_samples(G, samples).T, correction=0))
+    with one_thread():
+        variances, axes = torch.linalg.eigh(torch.cov(mapped_samples(G, samples).T, correction=0))
     scales = variances.clamp_min(0).sqrt()
     scales = scales.clamp_min(least * scales.max()) ** power
     return (axes * (scales / scales.square().mean().sqrt())).T

@@ -7,7 +7,7 @@ from fastinv.losses.adversarial import DiscriminatorLoss
 from fastinv.losses.base import Loss, mean_per_picture, resize_mask
 from fastinv.losses.latent import DomainLoss, MeanDistance, PNorm, PNormStatistics, pnorm_statistics
 from fastinv.losses.lpips import LPIPS, load_lpips
-from fastinv.losses.noise import NoiseRegularizer, normalize_noise
+from fastinv.losses.noise import NoiseRegularizer
 from fastinv.losses.perceptual import PerceptualLoss, load_perceptual
 from fastinv.losses.pixel import L1Loss, LogCoshLoss, PixelLoss, mse, psnr
 from fastinv.losses.structure import MSSSIMLoss, ssim
@@ -35,7 +35,6 @@ __all__ = [
     "load_trunk",
     "mean_per_picture",
     "mse",
-    "normalize_noise",
     "pnorm_statistics",
     "psnr",
     "resize_mask",

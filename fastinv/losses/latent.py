@@ -3,15 +3,15 @@
 Codes are a dict with "w_plus" [N, num_ws, w_dim], or "styles" [N, S] in its place (see ``fastinv.inversion.spaces``).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fastinv.devices import one_thread
 from fastinv.errors import UsageError
+from fastinv.latents import times
 from fastinv.losses.base import Loss, frozen, mean_per_picture
 
 SLOPE = 5.0  # inverse of the last activation of the mapping network, leaky ReLU of slope 0.2
@@ -96,24 +96,13 @@ def pnorm_statistics(G, samples: int = 100_000, seed: int = 0, floor: float = 0.
             classes = torch.randint(G.c_dim, (len(z),), generator=random)
             label = functional.one_hot(classes, G.c_dim).float().to(device)
         x = functional.leaky_relu(G.mapping(z.to(device), label)[:, 0].double(), SLOPE) - shift
-        with _one_thread():
+        with one_thread():
             total, products = total + x.sum(0), products + x.T @ x
     mean = total / samples
-    with _one_thread():
+    with one_thread():
         variances, directions = torch.linalg.eigh(products / samples - torch.outer(mean, mean))
     std = variances.flip(0).clamp(min=0).sqrt()
     return PNormStatistics(mean + shift, directions.T.flip(0).contiguous(), std.clamp(min=floor * std[0]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Linear algebra that is split over threads has bits that depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class PNorm(Loss):
@@ -140,7 +129,7 @@ class PNorm(Loss):
         w = _code(codes, "w_plus")
         if w.shape[-1] != len(self.mean):
             raise UsageError(f"P-norm: codes {list(w.shape)} do not fit statistics of {len(self.mean)} dimensions")
-        v = (functional.leaky_relu(w, SLOPE) - self.mean.to(w)) @ self.whitening.to(w)
+        v = times(functional.leaky_relu(w, SLOPE) - self.mean.to(w), self.whitening.to(w))
         return mean_per_picture(v.square())
 
 

@@ -18,6 +18,9 @@ from fastinv.errors import PictureError, UsageError
 from fastinv.files import shown
 from fastinv.training.sources import PICTURE_SUFFIXES
 
+# Between two seeds: so many steps, or passes over a folder, later their pictures would be the same. (Not a power of
+# two: torch's generator looks at the lower 32 bits of its seed.)
+SEED_STRIDE = 1_000_003
 HELDOUT_SEED = 1_000_000  # of the renders that choose the best checkpoint: not those that a report measures on
 HELDOUT_SHARE = 20  # one picture in so many of a folder is held out
 
@@ -54,7 +57,7 @@ class FaceBatches:
         """Pictures [rows, 3, R, R] in [-1, 1] of one step after another, from ``step`` on, without end."""
         rows = rows_of(self.count, process, processes)
         while True:
-            attributes = faces.sample_attributes(self.count, self.seed * 2**31 + step)
+            attributes = faces.sample_attributes(self.count, self.seed * SEED_STRIDE + step)
             yield self._render(attributes, rows)
             step += 1
 
@@ -171,7 +174,7 @@ class _Order:
             for position in range(step * self.batch, (step + 1) * self.batch):
                 passes, place = divmod(position, self.pictures)
                 if passes != number:
-                    random = torch.Generator().manual_seed(self.seed * 2**31 + passes)
+                    random = torch.Generator().manual_seed(self.seed * SEED_STRIDE + passes)
                     order, number = torch.randperm(self.pictures, generator=random), passes
                     flips = torch.rand(self.pictures, generator=random) < 0.5
                 chosen.append((int(order[place]), self.mirror and bool(flips[place])))

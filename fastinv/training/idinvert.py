@@ -26,7 +26,8 @@ from fastinv.training.picture_losses import PictureLosses
 from fastinv.training.psp import EncoderTraining
 
 BETAS = (0.9, 0.99)
-SMALL_CHANNELS = (32, 64, 96, 128, 160, 192)  # at 64 (32 of 128) pixels and after each halving, for small generators
+# For small generators: feature maps at the full size and after each halving, and at 4x4, where most weights are.
+SMALL_CHANNELS, SMALL_LAST = (32, 64, 128, 128, 128), 48
 FALL = 0.8  # of the learning rate in each quarter of the steps
 
 
@@ -42,7 +43,7 @@ class IDInvertTraining(EncoderTraining):
         channels = counts(options.channels, "--channels")
         resolution = options.input_resolution or G.resolution
         if channels is None and G.resolution < FULL_SIZE:
-            channels = SMALL_CHANNELS[: resolution.bit_length() - 2]
+            channels = (*SMALL_CHANNELS[: resolution.bit_length() - 3], SMALL_LAST)
         encoder = IDInvertEncoder(resolution, G.num_ws, G.w_dim, channels)
         self.encoder = self.add(
             "encoder", encoder, lambda p: torch.optim.Adam(p, options.lr, betas=BETAS), options.average
@@ -128,8 +129,8 @@ def parser() -> EncoderParser:
     p.number("--r1-interval", int, 1, "steps between two penalties, each weighted up by so much")
     p.number("--input-resolution", int, 0, "size at which the encoder looks at pictures; 0 is the generator's")
     p.add_argument("--channels", default="", metavar="N,N,...", help="feature maps at the full size and after each "
-                   f"halving down to 4 (default: 64, 128, ... up to 1024, or {','.join(map(str, SMALL_CHANNELS))} for "
-                   f"generators below {FULL_SIZE})")  # fmt: skip
+                   f"halving down to 4 (default: 64, 128, ... up to 1024, or small for generators below "
+                   f"{FULL_SIZE})")  # fmt: skip
     return p
 
 

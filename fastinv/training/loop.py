@@ -19,7 +19,7 @@ from fastinv.data.grid import grid
 from fastinv.data.pictures import save_picture
 from fastinv.errors import FastinvError, UsageError
 from fastinv.files import atomic_file, check_writable, shown
-from fastinv.training.batches import open_batches
+from fastinv.training.batches import SEED_STRIDE, open_batches
 from fastinv.training.distributed import average_gradients, synchronise_batch_norm
 
 try:
@@ -30,7 +30,6 @@ except ImportError as error:
     raise UsageError("encoders are trained with Hugging Face Accelerate: pip install 'fastinv[train]'") from error
 
 LOG, VALIDATION_LOG, STATE = "log.csv", "validation.csv", "state.pt"
-SEED_STRIDE = 1_000_003  # between the random numbers of two seeds, in steps
 VALIDATION_BATCH = 32
 SAMPLES = 16  # pictures in a sample grid
 COLUMNS = 8
@@ -315,7 +314,7 @@ class Loop:
         stream = self.batches.stream(self.step, self.accelerator.process_index, self.accelerator.num_processes)
         while self.step < options.steps:
             start = time.monotonic()
-            torch.manual_seed((options.seed * SEED_STRIDE + self.step) % 2**63)
+            torch.manual_seed(options.seed * SEED_STRIDE + self.step)
             self.trainable.begin_step(self.step)
             self.add(self.trainable.iterate(next(stream), self.step))
             self.trainable.end_step()
