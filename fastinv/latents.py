@@ -97,7 +97,7 @@ def expand(w: torch.Tensor, num_ws: int) -> torch.Tensor:
 
 
 def times(w: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """``w @ matrix`` of vectors [N, L, w_dim] and [w_dim, M], whose bits on a CPU do not depend on the number of threads.
+    """``w @ matrix`` of vectors [N, L, w_dim] and [w_dim, M]; on a CPU the bits do not depend on the number of threads.
 
     Those of a product of 3 to 16 rows do, with MKL; so each row of a few is a product by itself.
     """

@@ -11,6 +11,7 @@ from fastinv.errors import FastinvError
 from fastinv.inversion.capture import check_graph
 from fastinv.inversion.idinvert import IDInvert
 from fastinv.inversion.image2stylegan import Image2StyleGAN
+from fastinv.inversion.image2stylegan_plus_plus import Image2StyleGANPlusPlus
 from fastinv.inversion.loop import frozen
 from fastinv.inversion.p_norm import PNormPlus
 from fastinv.inversion.precision import check_dtype, prepare
@@ -25,7 +26,8 @@ from fastinv.inversion.stylegan_encoder import StyleGANEncoder
 from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure, whole_number
 from fastinv.losses import mse, psnr
 
-METHODS = {method.name: method for method in [Projector, Image2StyleGAN, StyleGANEncoder, IDInvert, PTI, PNormPlus]}
+_LISTED = [Projector, Image2StyleGAN, Image2StyleGANPlusPlus, StyleGANEncoder, IDInvert, PTI, PNormPlus]
+METHODS = {method.name: method for method in _LISTED}
 
 __all__ = ["METHODS", "PRESETS", "InversionResult", "NonFiniteLossError", "invert"]
 

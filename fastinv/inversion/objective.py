@@ -23,6 +23,7 @@ from fastinv.losses import (
     load_trunk,
     pnorm_statistics,
 )
+from fastinv.models.encoders.restyle import ReStyle
 
 PIXEL_LOSSES = {"mse": PixelLoss, "l1": L1Loss, "log-cosh": LogCoshLoss}
 
@@ -99,4 +100,7 @@ def find_encoder(given, G) -> torch.nn.Module:
     shape = getattr(E, "num_ws", G.num_ws), getattr(E, "w_dim", G.w_dim)
     if shape != (G.num_ws, G.w_dim):
         raise UsageError(f"the encoder makes codes of {list(shape)}, the generator takes [{G.num_ws}, {G.w_dim}]")
+    if isinstance(E, ReStyle):  # it looks at the generator's pictures, too
+        encode = E.encode
+        E.encode = lambda images: encode(images, G)
     return E.eval().requires_grad_(False)

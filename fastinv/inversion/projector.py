@@ -10,7 +10,7 @@ from fastinv.inversion.loop import Trace
 from fastinv.inversion.method import Method, changed, option
 from fastinv.inversion.spaces import NOISE, Space
 from fastinv.inversion.task import Task
-from fastinv.latents import WStatistics, w_statistics
+from fastinv.latents import w_statistics
 from fastinv.ops.noise import normalize_noise_
 
 SAMPLES, SEED = 10_000, 123  # latents that give the mean and the deviation of W
@@ -55,25 +55,25 @@ class Projector(Method):
                 raise UsageError(f"{name} must be in [0, 1], not {getattr(self, name)}")
 
     def run(self, task: Task):
-        statistics = w_statistics(task.G, SAMPLES, SEED)
-        task.tables["mean"] = statistics.mean
-        task.tables["w_noise"] = self.noise_table(task, statistics)
+        self.tabulate(task)
         return super().run(task)
+
+    def tabulate(self, task: Task) -> None:
+        """The mean of W, and the noise on w after each number of updates, [steps + 1, vectors, w_dim]."""
+        statistics = w_statistics(task.G, SAMPLES, SEED)
+        random = torch.Generator().manual_seed(-1 - task.seed)  # not the numbers that the noise maps start from
+        vectors = 1 if task.space == "w" else task.G.num_ws
+        draws = torch.randn(self.steps + 1, vectors, task.G.w_dim, generator=random, dtype=task.target.dtype)
+        part = torch.arange(self.steps + 1, dtype=torch.float64) / max(self.steps, 1)
+        left = (1 - part / self.w_noise_part).clamp(min=0) if self.w_noise_part else torch.zeros_like(part)
+        strength = (self.w_noise * statistics.radius * left.square()).to(draws.dtype)
+        task.tables["mean"] = statistics.mean
+        task.tables["w_noise"] = (draws * strength.view(-1, 1, 1)).to(task.target.device)
 
     def start_codes(self, task: Task) -> torch.Tensor:
         if task.start is None and self.start == "mean":
             return task.tables["mean"].to(task.target).expand(len(task.target), task.G.num_ws, -1)
         return super().start_codes(task)
-
-    def noise_table(self, task: Task, statistics: WStatistics) -> torch.Tensor:
-        """The noise on w after each number of updates, [steps + 1, vectors, w_dim]."""
-        random = torch.Generator().manual_seed(-1 - task.seed)  # not the numbers that the noise maps start from
-        vectors = 1 if task.space == "w" else task.G.num_ws
-        table = torch.randn(self.steps + 1, vectors, task.G.w_dim, generator=random, dtype=task.target.dtype)
-        part = torch.arange(self.steps + 1) / max(self.steps, 1)
-        left = (1 - part / self.w_noise_part).clamp(min=0) if self.w_noise_part else torch.zeros_like(part)
-        strength = self.w_noise * statistics.radius * left.square()
-        return (table * strength.to(table.dtype).view(-1, 1, 1)).to(task.target.device)
 
     def render(self, task: Task, space: Space, variables, step: torch.Tensor, resolution: int | None = None):
         codes = space.codes(variables)

@@ -61,7 +61,7 @@ class Task:
         """
         stage, offset = self.stages, self.updates
         checkpoint = None if self.checkpoints is None else self.checkpoints(stage)
-        trace = None if checkpoint is None else checkpoint.finished()
+        trace = None if checkpoint is None else checkpoint.finished(self.target.device)
         if trace is None:
             callback = self.callback
             if callback is not None and offset:
