@@ -147,4 +147,5 @@ def load_codes(path: str | Path) -> dict[str, torch.Tensor]:
     tensors, _ = load_tensors(path, KIND)
     if "w_plus" not in tensors or tensors["w_plus"].ndim != 3:
         raise CheckpointError(f"{shown(path)} holds no w_plus of shape [N, num_ws, w_dim]; the file is damaged")
-    return tensors
+    # The bits of a product depend on where its operands lie in memory; in a file they lie anywhere.
+    return {name: value.clone() for name, value in tensors.items()}

@@ -1,5 +1,6 @@
 """The command line: exit statuses, one clear line per error, no traceback, nothing half-written left behind."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 
 import fastinv
-from fastinv.checkpoints import save_network
+from fastinv.checkpoints import network_hash, save_network
 from fastinv.cli import main
-from fastinv.cli.inversion import _names
+from fastinv.cli.inversion import METHOD_NAMES, PRESET_NAMES
+from fastinv.inversion import METHODS, PRESETS
 from fastinv.models.stylegan2 import Generator
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +89,8 @@ def test_two_pictures_one_of_them_broken(folder, generator, capsys):
     assert err.splitlines()[0].startswith("fastinv: broken.png: damaged or truncated")
     assert err.splitlines()[1:] == ["fastinv: 1 of 2 pictures failed"]
     assert out.startswith("inverted/good  PSNR ")
-    assert files(folder) - before == {"inverted", "inverted/good", *(f"inverted/good/{name}" for name in FILES)}
+    results = {"inverted/good", *(f"inverted/good/{name}" for name in FILES)}
+    assert files(folder) - before == {"inverted", "inverted/manifest.json", *results}
     document = json.loads((folder / "inverted/good/result.json").read_text())
     assert document["settings"]["picture"] == str(folder / "good.png")
     assert document["settings"]["options"]["steps"] == 5 and document["settings"]["options"]["perceptual_weight"] == 0
@@ -101,14 +104,14 @@ def test_a_run_again_gives_the_same_bits(folder, generator, capsys):
     paths = [picture(folder / f"{name}.png", seed) for seed, name in enumerate("abc")]
     arguments = ["invert", *paths, "--generator", generator, *QUICK, "--batch", 2, "--out", "out"]
     assert run(capsys, *arguments)[0] == 0
-    first = {path: fastinv.InversionResult.load(path) for path in (folder / "out").iterdir()}
+    first = {path: fastinv.InversionResult.load(path) for path in (folder / "out").iterdir() if path.is_dir()}
     assert len(first) == 3
     (folder / "out/a/mine.txt").write_text("keep me")
-    assert run(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments, "--overwrite")[0] == 0
     for path, result in first.items():
         assert torch.equal(fastinv.InversionResult.load(path).w_plus, result.w_plus)
     assert (folder / "out/a/mine.txt").read_text() == "keep me"
-    assert len(files(folder / "out")) == 3 * 5 + 1
+    assert len(files(folder / "out")) == 3 * 5 + 1 + 1
 
 
 def test_equal_names_do_not_overwrite_each_other(folder, generator, capsys):
@@ -116,14 +119,14 @@ def test_equal_names_do_not_overwrite_each_other(folder, generator, capsys):
     three = picture(folder / "two/face.bmp", 3)
     arguments = ["--generator", generator, *QUICK, "--out", "out"]
     assert run(capsys, "invert", one, two, three, one, *arguments)[0] == 0
-    assert {path.name for path in (folder / "out").iterdir()} == {"face", "face-2", "face-3"}
+    assert {path.name for path in (folder / "out").iterdir()} == {"face", "face-2", "face-3", "manifest.json"}
     # A later run with another picture of that name takes a new folder, with the same picture its old one.
     four = picture(folder / "four/face.png", 4)
     status, out, _ = run(capsys, "invert", four, two, *arguments)
     assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["out/face-4", "out/face-2"]
+    assert out.splitlines()[1].endswith("(was there)")
     sources = [json.loads(path.read_text())["settings"]["picture"] for path in (folder / "out").glob("*/result.json")]
     assert sorted(sources) == sorted(str(Path(path).resolve()) for path in (one, two, three, four))
-    assert _names([Path("a/X.png"), Path("b/x.png")], folder) == ["X", "x-2"]  # one folder on some file systems
 
 
 def test_pictures_in_a_batch_do_not_influence_each_other(folder, generator, capsys):
@@ -202,6 +205,13 @@ def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
     ("arguments", "says"),
     [
         (["--steps", "-5"], ["steps", "-5"]),
+        (["--every", "0"], ["--every", "0"]),
+        (["--video", "mp4"], ["--video", "gif", "mp4"]),
+        (["--checkpoint-seconds", "-1"], ["--checkpoint-seconds", "-1"]),
+        (["--preset", "slow"], ["slow", "fast, balanced"]),
+        (["--preset", "fast", "--method", "pti"], ["fast", "pti"]),
+        (["--init", "nowhere"], ["nowhere"]),
+        (["--init", "text.safetensors"], ["text.safetensors"]),
         (["--steps", "many"], ["--steps"]),
         (["--steps", "1.5"], ["--steps"]),
         (["--batch", "0"], ["--batch", "0"]),
@@ -223,7 +233,7 @@ def test_all_kinds_of_pictures_at_once(folder, generator, capsys):
         (["--set", "learning_rate=fast"], ["learning_rate", "fast"]),
         (["--set", "learning_rate=-1"], ["learning_rate", "-1"]),
         (["--set", "learning_rate=NaN"], ["learning_rate"]),
-        (["--set", "images=1"], ["'images'", "learning_rate"]),
+        (["--set", "images=1"], ["'images'", "image2stylegan"]),
         (["--set", "steps=3"], ["'steps'"]),
         (["--set", "start=[1]"], ["start"]),
         (["--out", "a.png"], ["cannot write to a.png"]),
@@ -261,11 +271,11 @@ def test_a_single_bad_picture(folder, generator, capsys):
     }.items():  # fmt: skip
         refused(capsys, ["invert", name, "--generator", generator, *QUICK], name, says)
     before = files(folder)
-    for name in ("cut.jpg", "cut.png"):  # found out when it is decoded
+    for name in ("cut.jpg", "cut.png"):  # found out when it is decoded, and noted
         status, out, err = run(capsys, "invert", name, "--generator", generator, *QUICK)
         assert (status, out) == (2, "")
         assert f"{name}: damaged or truncated" in err.splitlines()[0] and len(err.splitlines()) <= 2
-    assert files(folder) == before
+    assert files(folder) == before | {"inverted", "inverted/manifest.json"}
 
 
 def test_too_large_a_picture(folder, generator, capsys):
@@ -279,7 +289,7 @@ def test_a_loss_that_is_not_finite(folder, generator, capsys):
         capsys, "invert", path, "--generator", generator, *QUICK, "--set", "learning_rate=1e38", "--set", "ramp_up=0"
     )
     assert (status, out) == (2, "") and "a.png: the loss is not finite" in err
-    assert files(folder) == {"a.png"}
+    assert files(folder) == {"a.png", "inverted", "inverted/manifest.json"}
 
 
 def test_a_result_that_cannot_be_written_does_not_stop_the_others(folder, generator, capsys):
@@ -290,7 +300,8 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(folder, genera
     before = files(folder)
     status, out, err = run(capsys, "invert", *paths, "--generator", generator, *QUICK)
     assert status == 1 and "inverted/a" in err.splitlines()[0] and out.startswith("inverted/b")
-    assert files(folder) - before == {"inverted/b", *(f"inverted/b/{name}" for name in FILES)}
+    results = {"inverted/b", *(f"inverted/b/{name}" for name in FILES)}
+    assert files(folder) - before == {"inverted/manifest.json", *results}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +322,147 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(folder, genera
 )
 def test_bad_usage(folder, capsys, arguments, says):
     refused(capsys, arguments, says)
+
+
+# ----------------------------------------------------------------------------------------------------- choices and log
+
+
+def test_help_and_lists_name_the_methods(capsys):
+    assert METHOD_NAMES.split(", ") == list(METHODS) and PRESET_NAMES.split(", ") == list(PRESETS)
+    status, out, _ = run(capsys, "invert", "--help")
+    assert status == 0 and METHOD_NAMES.split(", ")[0] in out
+    status, out, _ = run(capsys, "methods")
+    assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
+    assert all(", ".join(METHODS[line.split()[0]].spaces) in line for line in out.splitlines())
+    status, out, _ = run(capsys, "methods", "pti")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert set(lines) == {field.name for field in dataclasses.fields(METHODS["pti"])}
+    assert "0.0003" in lines["learning_rate"] and "peak learning rate of Adam" in lines["learning_rate"]
+    status, out, err = run(capsys, "methods", "magic")
+    assert (status, out) == (2, "") and "'magic'" in err and "projector" in err
+
+
+def settings(folder: Path, name: str = "a", out: str = "inverted") -> dict:
+    return json.loads((folder / out / name / "result.json").read_text())["settings"]
+
+
+def test_method_space_and_preset(folder, generator, capsys):
+    path = picture(folder / "a.png")
+    small = ["--generator", generator, "--quiet", "--steps", 2]
+    pnorm = ["--set", "lpips_weight=0"]
+    assert run(capsys, "invert", path, *small, "-m", "p-norm", *pnorm, "--out", "p")[0] == 0
+    assert (settings(folder, out="p")["method"], settings(folder, out="p")["space"]) == ("p-norm", "w+")
+    fast = ["--preset", "fast", "--set", "perceptual_weight=0", "--dtype", "float32", "--out", "f"]
+    assert run(capsys, "invert", path, *small, *fast, "--space", "w")[0] == 0
+    made = settings(folder, out="f")
+    assert (made["method"], made["space"], made["preset"], made["dtype"]) == ("image2stylegan", "w", "fast", "float32")
+    assert made["options"]["learning_rate"] == PRESETS["fast"]["learning_rate"] and made["options"]["steps"] == 2
+
+
+def test_every_result_says_how_it_was_made(folder, generator, capsys):
+    picture(folder / "my face.png")
+    arguments = ["invert", "my face.png", "--generator", generator, *QUICK, "--seed", 3]
+    assert run(capsys, *arguments)[0] == 0
+    made = settings(folder, "my face")
+    assert made["command"] == f"fastinv invert 'my face.png' --generator {generator} {' '.join(QUICK)} --seed 3"
+    assert made["seed"] == 3 and made["versions"]["torch"] == torch.__version__
+    assert made["generator"]["sha256"] == network_hash(tiny(16)) and "seconds" not in made
+
+
+def test_a_mask_for_each_picture(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed, 16) for seed, name in enumerate("abc")]
+    half = Image.new("L", (16, 16))
+    half.paste(255, (0, 0, 8, 16))
+    (folder / "masks").mkdir()
+    half.save(folder / "masks/a.png")
+    half.rotate(180).save(folder / "masks/b.bmp")
+    arguments = ["--generator", generator, *QUICK, "--mask"]
+    status, out, err = run(capsys, "invert", *paths, *arguments, "masks")
+    assert status == 1 and "c.png: no mask for it in masks; there is no file c.*" in err and len(out.splitlines()) == 2
+    assert run(capsys, "invert", paths[0], *arguments, "masks/a.png", "--out", "one")[0] == 0
+    alone = json.loads((folder / "one/a/result.json").read_text())["metrics"]
+    for name in "ab":
+        metrics = json.loads((folder / f"inverted/{name}/result.json").read_text())["metrics"]
+        assert metrics["psnr_masked"] != metrics["psnr"]
+        assert settings(folder, name)["mask"].startswith(str(folder / "masks" / name))
+        if name == "a":
+            assert metrics["psnr_masked"] == pytest.approx(alone["psnr_masked"], abs=1e-4)
+    half.save(folder / "masks/a.bmp")
+    assert "there are several: a.bmp, a.png" in run(capsys, "invert", paths[0], *arguments, "masks")[2]
+
+
+def test_a_start_is_given(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed, 16) for seed, name in enumerate("ab")]
+    arguments = ["--generator", generator, "--set", "perceptual_weight=0", "--quiet"]
+    assert run(capsys, "invert", *paths, *arguments, "--steps", 20, "--out", "first")[0] == 0
+    first = {name: fastinv.InversionResult.load(folder / "first" / name) for name in "ab"}
+
+    def started(init, out):
+        assert run(capsys, "invert", *paths, *arguments, "--steps", 0, "--init", init, "--out", out)[0] == 0
+        return {name: fastinv.InversionResult.load(folder / out / name).w_plus for name in "ab"}
+
+    for name, code in started("first", "many").items():  # a result for each picture
+        assert torch.equal(code, first[name].w_plus)
+    for init in ("first/a", "first/a/latent.safetensors"):
+        assert all(torch.equal(code, first["a"].w_plus) for code in started(init, init.replace("/", "-")).values())
+    (folder / "codes").mkdir()
+    for name in "ab":
+        (folder / f"codes/{name}.safetensors").write_bytes((folder / f"first/{name}/latent.safetensors").read_bytes())
+    assert all(torch.equal(code, first[name].w_plus) for name, code in started("codes", "files").items())
+    other = tmp_generator(folder / "other.safetensors", 32)
+    refused(capsys, ["invert", *paths, "--generator", other, *QUICK, "--init", "first/a", "--out", "x"], "[1, 6, 8]")
+    (folder / "codes/b.safetensors").unlink()
+    status, _, err = run(capsys, "invert", *paths, *arguments, "--init", "codes", "--out", "some")
+    assert status == 1 and "b.png: no result or latent code for it in codes" in err
+
+
+def tmp_generator(path: Path, resolution: int) -> str:
+    save_network(tiny(resolution), path)
+    return str(path)
+
+
+def test_json_log(folder, generator, capsys):
+    paths = [picture(folder / f"{name}.png", seed) for seed, name in enumerate("ab")]
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    arguments = ["--generator", generator, *QUICK[2:], "--steps", 25, "--json"]
+    status, out, err = run(capsys, "invert", *paths, "broken.png", *arguments)
+    assert status == 1 and "fastinv: broken.png: damaged" in err
+    events = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds == ["start", "loss", "loss", "loss", "picture", "picture", "failed", "end"]
+    of = {kind: [event for event in events if event["event"] == kind] for kind in kinds}
+    assert of["start"][0]["pictures"] == 3 and of["start"][0]["settings"]["options"]["steps"] == 25
+    assert [event["step"] for event in of["loss"]] == [0, 10, 20]
+    for event in of["loss"]:
+        assert event["pictures"] == ["a", "b"] and set(event["losses"]) == {"total", "pixel"}
+        assert len(event["losses"]["total"]) == 2 and event["seconds"] >= 0
+    for event, name in zip(of["picture"], "ab", strict=True):
+        result = fastinv.InversionResult.load(folder / "inverted" / name)
+        assert event["folder"] == f"inverted/{name}" and event["picture"] == str(folder / f"{name}.png")
+        assert event["metrics"]["psnr"] == result.metrics["psnr"][0] and event["seconds"] > 0
+    assert "damaged" in of["failed"][0]["reason"] and of["failed"][0]["picture"].endswith("broken.png")
+    assert (of["end"][0]["done"], of["end"][0]["failed"]) == (2, 1)
+
+
+def test_json_has_a_live_loss_line_too(folder, generator, capsys):
+    path = picture(folder / "a.png")
+    arguments = [argument for argument in QUICK if argument != "--quiet"]
+    status, out, err = run(capsys, "invert", path, "--generator", generator, *arguments, "--json")
+    assert status == 0 and err.startswith("image2stylegan 0/2  loss ")
+    assert all(json.loads(line) for line in out.splitlines())
+
+
+def test_frames_and_an_animation(folder, generator, capsys):
+    path = picture(folder / "a.png")
+    arguments = ["--generator", generator, *QUICK[2:], "--steps", 30, "--set", "learning_rate=0.5"]
+    assert run(capsys, "invert", path, *arguments, "--every", 10, "--video", "gif", "--out", "out")[0] == 0
+    frames = sorted(file.name for file in (folder / "out/a/frames").iterdir())
+    assert frames == ["00000.png", "00010.png", "00020.png", "00030.png"]
+    assert all(Image.open(folder / "out/a/frames" / name).size == (16, 16) for name in frames)
+    with Image.open(folder / "out/a/progress.gif") as animation:
+        assert animation.is_animated and 3 <= animation.n_frames <= 5 and animation.size == (16, 16)
+    assert run(capsys, "invert", path, *arguments, "--video", "gif", "--out", "all")[0] == 0  # every step of 30
+    assert len(list((folder / "all/a/frames").iterdir())) == 31
 
 
 # ------------------------------------------------------------------------------------------------------ demo and others
@@ -364,7 +516,8 @@ def test_an_error_of_ours_is_one_line_too(folder, generator, capsys, monkeypatch
 
     path = picture(folder / "a.png")
     monkeypatch.setattr("fastinv.inversion.invert", fail)
-    refused(capsys, ["invert", path, "--generator", generator, *QUICK], "unexpected KeyError", "--debug", status=70)
+    status, out, err = run(capsys, "invert", path, "--generator", generator, *QUICK)
+    assert (status, out, len(err.splitlines())) == (70, "", 1) and "unexpected KeyError" in err and "--debug" in err
 
 
 @pytest.mark.parametrize(
@@ -384,7 +537,8 @@ def test_out_of_memory_says_what_to_do(folder, generator, capsys, monkeypatch):
 
     path = picture(folder / "a.png")
     monkeypatch.setattr("fastinv.inversion.invert", fail)
-    refused(capsys, ["invert", path, "--generator", generator, *QUICK], "out of memory", "--batch")
+    status, out, err = run(capsys, "invert", path, "--generator", generator, *QUICK)
+    assert (status, out) == (2, "") and "a.png: out of memory even with one picture" in err and "--device cpu" in err
 
 
 # ------------------------------------------------------------------------------------------------------- real processes
@@ -434,4 +588,5 @@ def test_interruption(folder, generator, number, status, says):
         running.kill()
     assert running.returncode == status
     assert (out, err.splitlines()) == ("", says)
-    assert files(folder) == {"a.png"}
+    kept = {"manifest.json", ".fastinv", ".fastinv/0", ".fastinv/0/lock"}  # to go on
+    assert files(folder) == {"a.png", "inverted", *(f"inverted/{name}" for name in kept)}

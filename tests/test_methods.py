@@ -1,6 +1,5 @@
 """Every method in every of its spaces, and every loss in every space, on a tiny generator in float64."""
 
-import copy
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from fastinv.errors import UsageError
 from fastinv.inversion import METHODS, InversionResult, invert
+from fastinv.inversion.checkpoint import Checkpoints
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import Trace, ramped
 from fastinv.inversion.objective import build_terms, find_encoder
@@ -26,6 +26,7 @@ from fastinv.models.encoders import ReStylePSP
 from fastinv.models.stylegan2 import Generator
 
 SIDE = 16
+SAMPLES = 2000  # of W, for P-norm
 # The others have tests of their own: pti optimises weights and not codes, image2stylegan++ has two stages and tasks.
 NAMES_HERE = [name for name in METHODS if name not in ("pti", "image2stylegan++")]
 CASES = [(name, space) for name in NAMES_HERE for space in METHODS[name].spaces]
@@ -81,19 +82,19 @@ def images(G):
 
 
 @pytest.fixture
-def small_lpips(monkeypatch):
-    """The stand-in for LPIPS with a smaller network: the attribute network takes most of the time here."""
+def small(monkeypatch):
+    """A smaller stand-in for LPIPS, and fewer samples of W: the real ones would take most of the time here."""
 
     def load(kind, target, mask=None):
-        return PerceptualLoss(target, load_trunk(SmallNetwork(), dtype=target.dtype)[0], mask=mask), {
-            "name": "attributes"
-        }
+        trunk, _ = load_trunk(SmallNetwork(), dtype=target.dtype)
+        return PerceptualLoss(target, trunk, mask=mask), {"name": "attributes"}
 
     monkeypatch.setattr("fastinv.inversion.objective.load_perceptual", load)
+    monkeypatch.setattr("fastinv.inversion.objective.pnorm_statistics", lambda G: pnorm_statistics(G, SAMPLES))
 
 
 @pytest.fixture
-def run(G, images, encoder, small_lpips):
+def run(G, images, encoder, small):
     def run(method, space=None, targets=images, **options):
         own = {"idinvert": {"encoder": encoder, "learning_rate": 0.05}, "projector": {"noise_weight": 1.0}}
         options = {"steps": 30, "trunk": SmallNetwork(), "progress": False, "features_at": 8} | options
@@ -162,7 +163,7 @@ def test_hidden_pixels_have_no_say(run, G, images, method, space):
 def test_pictures_stop_by_themselves(run, images, method, space):
     free = run(method, space, steps=40, stop_patience=None)
     lowest = free.losses["total"].cummin(0).values
-    limit = float(lowest[20].median())  # the lower half of the pictures is done after 20 steps
+    limit = float(lowest[20].median()) * (1 + 1e-6)  # two pictures are done after 20 steps; no rounding decides
     options = {"steps": 40, "stop_patience": None, "stop_loss": limit}
     stopped = run(method, space, **options)
     early = [row for row, why in enumerate(stopped.metrics["finished"]) if why == "loss reached"]
@@ -173,7 +174,7 @@ def test_pictures_stop_by_themselves(run, images, method, space):
         alone = run(method, space, images[row], **options)
         assert alone.metrics["steps"] == stopped[row].metrics["steps"]
         torch.testing.assert_close(stopped[row].images, alone.images, rtol=1e-6, atol=1e-8)
-    patient = run(method, space, steps=40, learning_rate=1e-9, w_noise=0.0, stop_patience=10, stop_plateau=0.5)
+    patient = run(method, space, steps=100, learning_rate=1e-9, w_noise=0.0, stop_patience=10, stop_plateau=0.5)
     assert patient.metrics["finished"] == ["no more progress"] * 3
 
 
@@ -181,39 +182,10 @@ class Killed(Exception):
     pass
 
 
-class Memory:
-    """What a folder is to a run that can be resumed: the state and the finished stages, kept here."""
-
-    def __init__(self):
-        self.states, self.traces = {}, {}
-
-    def __call__(self, stage):
-        return Stage(self, stage)
-
-
-class Stage:
-    def __init__(self, memory, number):
-        self.memory, self.number = memory, number
-
-    def load(self):
-        return self.memory.states.get(self.number)
-
-    def due(self):
-        return True
-
-    def save(self, state):
-        self.memory.states[self.number] = copy.deepcopy(state)
-
-    def finished(self):
-        return copy.deepcopy(self.memory.traces.get(self.number))
-
-    def finish(self, trace):
-        self.memory.traces[self.number] = copy.deepcopy(trace)
-
-
 @pytest.mark.parametrize("method, space", CASES)
-def test_a_killed_run_goes_on_with_the_same_bits(run, method, space):
-    whole, memory = run(method, space, steps=50), Memory()
+def test_a_killed_run_goes_on_with_the_same_bits(run, method, space, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastinv.inversion.checkpoint.SHARE", 0)  # save whenever the loop asks
+    whole, checkpoints = run(method, space, steps=50), Checkpoints(tmp_path, 0.0)
     for last in (13, 27, 49):  # in f+w+ the last one is among the features
 
         def callback(step, *_, last=last):
@@ -221,9 +193,10 @@ def test_a_killed_run_goes_on_with_the_same_bits(run, method, space):
                 raise Killed
 
         with pytest.raises(Killed):
-            run(method, space, steps=50, checkpoints=memory, callback=callback)
-    assert memory.states
-    assert same_bits(run(method, space, steps=50, checkpoints=memory), whole)
+            run(method, space, steps=50, checkpoints=checkpoints, callback=callback)
+    assert list(tmp_path.glob("stage-*.state.safetensors"))
+    assert same_bits(run(method, space, steps=50, checkpoints=checkpoints), whole)
+    assert same_bits(run(method, space, steps=50, checkpoints=checkpoints), whole)  # all is there
 
 
 @pytest.mark.parametrize("method, space", CASES)
@@ -234,6 +207,22 @@ def test_a_saved_result_gives_the_same_pictures(run, G, method, space, tmp_path)
     assert torch.equal(loaded.render(G), result.render(G))
     assert torch.equal(loaded.w_plus, result.w_plus) and loaded.metrics == result.metrics
     assert all(torch.equal(loaded.codes[name], value) for name, value in result.codes.items())
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES_HERE if "w+" in METHODS[name].spaces])
+def test_coarse_to_fine(run, method):
+    options = {"ms_ssim_weight": 0.0} if method == "stylegan-encoder" else {}  # its windows do not fit into 8x8
+    result = run(method, "w+", steps=40, coarse_resolution=8, **options)
+    curve = result.losses["total"]
+    assert len(curve) >= 21 + 21 and result.images.shape[-1] == SIDE
+    assert (curve[20] < curve[0]).all() and (curve[41] < curve[21]).all()
+    if method == "projector":  # noise on w goes on, as do steps: in its second stage there is little left
+        assert result.metrics["best_step"] == [41] * 3
+    if method == "stylegan-encoder":
+        with pytest.raises(UsageError, match="at least 11x11 pixels"):
+            run(method, coarse_resolution=8)
+        with pytest.raises(UsageError, match="coarse_resolution does not go with discriminator_weight"):
+            run(method, coarse_resolution=8, discriminator_weight=1.0)
 
 
 # Every loss in every space
@@ -263,7 +252,7 @@ def method_for(loss, encoder, **options):
 @pytest.mark.parametrize("space", NAMES)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gradient_agrees_with_finite_differences(G, encoder, small_lpips, loss, space, masked):
+def test_the_gradient_agrees_with_finite_differences(G, encoder, small, loss, space, masked):
     method = method_for(loss, encoder, noise_start="random")
     if space == "s" and loss in NOT_IN_S:
         with pytest.raises(UsageError, match=f"{loss}_weight is for codes in W"):
@@ -444,7 +433,7 @@ def test_projector_without_optimised_noise(run, G):
 
 
 def test_the_prior_keeps_codes_near_the_latents(run, G):
-    statistics = pnorm_statistics(G)
+    statistics = pnorm_statistics(G, SAMPLES)
 
     def size(result):
         v = (functional.leaky_relu(result.w_plus, 5.0) - statistics.mean) @ statistics.directions.T / statistics.std

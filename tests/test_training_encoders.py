@@ -151,7 +151,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", ["psp", "e4e", "idinvert", "alae"])
 def test_a_killed_run_continues_to_the_same_bits(kind, train, tmp_path, monkeypatch):
     train(kind, tmp_path / "whole")
     original = TRAINABLES[kind].iterate
@@ -316,6 +316,17 @@ def test_the_stages_of_e4e_are_the_papers(trainable):
     learner.G.num_ws = 18
     steps = {0: 0, 19_999: 0, 20_000: 1, 21_999: 1, 22_000: 2, 51_999: 16, 52_000: 17, 10**6: 17}
     assert {step: learner.stage(step) for step in steps} == steps
+
+
+def test_heads_of_e4e_that_have_not_learned_give_no_offset(trainable):
+    learner = trainable("e4e", "--progressive-start", "3")
+    images = FaceBatches(16, 4).heldout(4)
+    for step in range(5):  # stage 1 from step 3 on
+        learner.begin_step(step)
+        learner.iterate(images, step)
+        w_plus = learner.code(images).detach()
+        assert (w_plus[:, 2:] == w_plus[:, :1]).all()
+        assert (w_plus[:, 1] == w_plus[:, 0]).all() == (step < 3)
 
 
 def test_the_code_terms_of_e4e_look_at_the_active_styles(trainable):
@@ -591,59 +602,67 @@ def test_folders_without_pictures(content, message, train, tmp_path):
 # Several processes ----------------------------------------------------------------------------------------------------
 
 GRADIENTS = """
-import sys, torch
+import json, sys, torch
 from fastinv.training import e4e, idinvert, loop, psp
-kind, path, *arguments = sys.argv[1:]
-module = {"psp": psp, "e4e": e4e, "idinvert": idinvert}[kind]
-cls = {"psp": psp.PSPTraining, "e4e": e4e.E4ETraining, "idinvert": idinvert.IDInvertTraining}[kind]
-options = module.parser().parse_args(arguments)
-torch.manual_seed(0)
-learner = cls(options, loop.open_accelerator(options))
-found = {}
-def record(*names):
-    for name in names:
-        loop.average_gradients(learner.networks[name], learner.accelerator)
-        found.update({f"{name}.{k}": p.grad.clone() for k, p in learner.networks[name].named_parameters()
-                      if p.grad is not None})
-        learner.optimizers[name].zero_grad()
-learner.step_optimizer = record
-accelerator = learner.accelerator
 from fastinv.training.batches import FaceBatches
-images = next(FaceBatches(16, 4).stream(0, accelerator.process_index, accelerator.num_processes))
-torch.manual_seed(1)
-learner.begin_step(0)
-learner.iterate(images, 0)
-found.update({f"buffer.{k}": b.float() for k, b in learner.encoder.named_buffers()})
+path, runs = sys.argv[1], json.loads(sys.argv[2])
+trainers = {
+    "psp": (psp, psp.PSPTraining), "e4e": (e4e, e4e.E4ETraining), "idinvert": (idinvert, idinvert.IDInvertTraining)
+}
+found = {}
+for kind, arguments in runs.items():
+    module, cls = trainers[kind]
+    options = module.parser().parse_args(arguments)
+    torch.manual_seed(0)
+    learner = cls(options, loop.open_accelerator(options))
+    accelerator = learner.accelerator
+
+    def record(*names):
+        for name in names:
+            network = learner.networks[name]
+            loop.average_gradients(network, accelerator)
+            gradients = {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
+            found.update({f"{kind}.{name}.{k}": gradient for k, gradient in gradients.items()})
+            learner.optimizers[name].zero_grad()
+
+    learner.step_optimizer = record
+    images = next(FaceBatches(16, 4).stream(0, accelerator.process_index, accelerator.num_processes))
+    torch.manual_seed(1)
+    learner.begin_step(0)
+    learner.iterate(images, 0)
+    found.update({f"{kind}.buffer.{k}": b.float() for k, b in learner.encoder.named_buffers()})
 if accelerator.is_main_process:
     torch.save((accelerator.num_processes, found), path)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["psp", "e4e", "idinvert"])
-def test_two_processes_have_the_gradients_of_one(kind, generator_file, tmp_path):
+def test_two_processes_have_the_gradients_of_one(generator_file, tmp_path):
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     # The D of IDInvert sees groups of the batch by design (minibatch standard deviation); a pool is each process's own.
-    options = {"psp": ["--synthetic-only", "0"], "e4e": ["--pool", "0", "--progressive-start", "0"],
-               "idinvert": ["--adversarial", "0"]}[kind]  # fmt: skip
-    arguments = [*RUN, "--generator", str(generator_file), "--out", str(tmp_path), "--dtype", "float32", *TINY[kind],
-                 *options]  # fmt: skip
+    special = {
+        "psp": ["--synthetic-only", "0"],
+        "e4e": ["--pool", "0", "--progressive-start", "0"],
+        "idinvert": ["--adversarial", "0"],
+    }
+    common = [*RUN, "--generator", str(generator_file), "--out", str(tmp_path), "--dtype", "float32"]
+    runs = json.dumps({kind: [*common, *TINY[kind], *options] for kind, options in special.items()})
     found = {}
     for processes in (1, 2):
         path = tmp_path / f"{processes}.pt"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = launch if processes > 1 else [sys.executable]
-        result = subprocess.run(
-            [*command, str(script), kind, str(path), *arguments], capture_output=True, text=True, timeout=300, cwd=ROOT
-        )
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes > 1 else []
+        command = [sys.executable, *launch, str(script), str(path), runs]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
         assert result.returncode == 0, result.stderr[-3000:]
         count, found[processes] = torch.load(path)
         assert count == processes
     assert found[1].keys() == found[2].keys()
     for name, value in found[1].items():
-        scale = value.abs().max().item()
-        assert torch.allclose(found[2][name], value, rtol=1e-3, atol=1e-4 * scale + 1e-6), name
+        if ".wscale" in name:  # a bias before a batch norm: its gradient is zero, and here rounding errors
+            assert value.abs().max() < 1e-4 and found[2][name].abs().max() < 1e-4
+        else:
+            assert (found[2][name] - value).abs().max() <= 1e-4 * value.abs().max(), name
 
 
 # Options --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from fastinv.cli import checkpoints, inversion, training
-from fastinv.cli.common import debugging, out_of_memory, say, set_debugging
+from fastinv.cli.common import debugging, out_of_memory, say, set_arguments, set_debugging
 from fastinv.errors import FastinvError
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ def info(json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")
     run(as_json=json)
 
 
+app.command()(inversion.methods)
 app.command()(checkpoints.models)
 app.command()(checkpoints.convert)
 
@@ -59,6 +60,7 @@ app.command()(checkpoints.convert)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line (None: this process's arguments) and return the exit status."""
     set_debugging(False)
+    set_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what Pillow has to say is in our one line
     if arguments is None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed

@@ -16,7 +16,7 @@ from fastinv.files import shown
 from fastinv.inversion import InversionResult, NonFiniteLossError
 from fastinv.inversion.checkpoint import Checkpoints
 from fastinv.inversion.frames import Frames, animate
-from fastinv.inversion.manifest import Batch, Picture
+from fastinv.inversion.manifest import Batch, Manifest, Picture
 from fastinv.inversion.result import LATENT, PICTURE, RESULT
 from fastinv.inversion.runs import RESULTS, STATE, Run
 from fastinv.latents import load_codes
@@ -25,7 +25,7 @@ LOSSES_EVERY = 10  # steps between two "loss" events: that is how often the loop
 
 
 class Log:
-    """What `fastinv invert` prints on standard output: a line for each picture or, with --json, an object for each event.
+    """What `fastinv invert` prints on standard output: a line for each picture or, with --json, an object per event.
 
     Every object has "event"; numbers that are not finite are null.
     """
@@ -103,7 +103,7 @@ def invert_batch(work: Work, run: Run, batch: Batch, folder: Path) -> None:
         reason = f"{shown(work.name(batch.pictures[0]))}: out of memory even with one picture at a time; {advice}"
         results, failures = {}, {batch.pictures[0].path: reason}
     run.finish(batch, failures)
-    state = {picture.path: picture for picture in run.read().pictures()}
+    state = {picture.path: picture for picture in Manifest.read(run.out).pictures()}
     seconds = round(time.monotonic() - started, 3)
     for picture in batch.pictures:
         now = state.get(picture.path, picture)
@@ -205,7 +205,7 @@ def by_stem(folder: Path, picture: Path, what: str, ending: str) -> Path:
 
 
 def start_file(folder: Path, picture: Path) -> Path:
-    """The latent file of a picture in a folder: that of a result in a folder of the picture's stem, or <stem>.safetensors.
+    """The latent file of a picture in a folder: <stem>/latent.safetensors of a result, or <stem>.safetensors.
 
     Raises:
         PictureError: there is none.

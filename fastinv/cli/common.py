@@ -1,11 +1,12 @@
 """What the commands share: their options, lines on standard error, a bar of progress."""
 
+import shlex
 import sys
 from typing import Annotated
 
 import typer
 
-_state = {"debug": False}
+_state = {"debug": False, "arguments": []}
 
 
 def say(message: str) -> None:
@@ -21,6 +22,16 @@ def debugging() -> bool:
 def set_debugging(value: bool) -> None:
     """Before a command: not yet; `--debug`, wherever it stands, then sets it."""
     _state["debug"] = value
+
+
+def set_arguments(arguments: list[str]) -> None:
+    """What stands behind `fastinv` on this command line."""
+    _state["arguments"] = list(arguments)
+
+
+def command() -> str:
+    """The command line, as a shell takes it."""
+    return shlex.join(["fastinv", *_state["arguments"]])
 
 
 def _set_debug(value: bool) -> bool:
@@ -61,7 +72,11 @@ class Progress:
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Dtype = Annotated[
-    str, typer.Option(help="Arithmetic: float32, float64, bfloat16, float16, or auto (the sooner to the same quality).")
+    str | None,
+    typer.Option(
+        help="Arithmetic: float32, float64, bfloat16, float16, or auto (the sooner to the same quality); without it "
+        "the preset's, else float32."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same result.")]
 Steps = Annotated[int | None, typer.Option(help="Optimisation steps; without it the method's default.")]

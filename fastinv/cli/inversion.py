@@ -1,112 +1,190 @@
-"""The commands that invert pictures: invert and demo."""
+"""The commands that invert pictures: invert, methods and demo."""
 
+import dataclasses
 import json
-from dataclasses import replace
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastinv.cli.common import Debug, Device, Dtype, Seed, Steps, out_of_memory, say
-from fastinv.errors import FastinvError, PictureError, UsageError
+from fastinv.cli.common import Debug, Device, Dtype, Seed, Steps, command, say
+from fastinv.errors import CheckpointError, PictureError, UsageError
 from fastinv.files import check_writable, shown
+
+# Named here for the help, which must not wait for torch; the tests compare them with METHODS and PRESETS.
+METHOD_NAMES = "projector, image2stylegan, image2stylegan++, stylegan-encoder, idinvert, pti, p-norm"
+PRESET_NAMES = "fast, balanced, best"
 
 
 def invert(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files: PNG, JPEG, WebP, BMP, GIF or TIFF.")],
     generator: Annotated[str, typer.Option(help="A bundled name (see `fastinv models`) or a file.")] = "faces64",
-    method: Annotated[str, typer.Option(help="Inversion method.")] = "image2stylegan",
-    space: Annotated[str, typer.Option(help="Latent space: w+ or w.")] = "w+",
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help=f"{METHOD_NAMES}; see `fastinv methods`. Else image2stylegan."),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Latent space; without it the method's own.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Method and options by quality and time: {PRESET_NAMES}.")] = None,
     steps: Steps = None,
-    mask: Annotated[Path | None, typer.Option(help="Picture of what counts: white is fitted, black ignored.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DIR|ENCODER",
+            help="Start from: a latent file, a result, a folder with one of them for each picture (by its stem), or an "
+            "encoder, by name or file.",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of what counts: white is fitted, black ignored; or a folder with one for each picture."
+        ),
+    ] = None,
     crop: Annotated[str, typer.Option(help="Not square: center cuts, pad adds white bars.")] = "center",
     out: Annotated[Path, typer.Option(help="Folder for the results, one folder per picture in it.")] = Path("inverted"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do finished pictures again, with other settings, too.")
+    ] = False,
+    every: Annotated[int | None, typer.Option(metavar="N", help="Keep the picture of every N-th step.")] = None,
+    video: Annotated[str | None, typer.Option(help="gif: an animation of those (of about 50 without --every).")] = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(help="Pictures optimised together.")] = 8,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="An option of the method, e.g. learning_rate=0.02."),
     ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Between two saves of the work under way.")] = 30.0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per event, and no other lines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     debug: Debug = False,
 ) -> None:
     """Find the latent codes of pictures.
 
-    Writes OUT/NAME/{latent.safetensors, reconstruction.png, comparison.png, result.json} for each picture.
+    Writes OUT/NAME/{latent.safetensors, reconstruction.png, comparison.png, result.json} for each picture, with --every frames/00010.png and so on, with --video progress.gif.
+
+    OUT/manifest.json holds the settings and what became of each picture. The same command again goes on where a killed one was, to the same bits, and does what failed or changed; finished pictures stay. Pictures can be added, and several processes can share one OUT.
 
     Example: fastinv invert portrait.jpg --steps 500 --out results
-    """
+    """  # noqa: E501 - a paragraph is one line: the help breaks lines where these are broken
+    import torch
+
     from fastinv.checkpoints import load_generator
-    from fastinv.data.pictures import CROPS, check_picture, load_mask, load_picture
+    from fastinv.cli.batches import Log, Work, invert_batch, tell_result
+    from fastinv.data.pictures import CROPS, load_mask
     from fastinv.devices import named_device, named_dtype
-    from fastinv.inversion import METHODS
+    from fastinv.inversion import METHODS, InversionResult, apply_preset
+    from fastinv.inversion.frames import STANDARD
+    from fastinv.inversion.manifest import DONE
+    from fastinv.inversion.runs import Run
     from fastinv.inversion.task import configure, whole_number
 
-    options = _options(set_ or [])
-    configure(METHODS, method, space, steps, options)
+    started = time.monotonic()
+    method, steps, dtype, options = apply_preset(preset, method, steps, dtype, _options(set_ or []))
+    dtype = dtype or "float32"
+    configured, space = configure(METHODS, method, space, steps, options)
     whole_number("--seed", seed, least=0)
     whole_number("--batch", batch, least=1)
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
+    if every is not None:
+        whole_number("--every", every, least=1)
+    if video not in (None, "gif"):
+        raise UsageError(f"--video can be gif, not {video!r}")
+    if video and every is None:
+        every = max(1, configured.steps // STANDARD)
+    if not checkpoint_seconds >= 0:
+        raise UsageError(f"--checkpoint-seconds must be at least 0, not {checkpoint_seconds}")
     where, kind = named_device(device), None if dtype == "auto" else named_dtype(dtype)
     check_writable(out)
 
-    failed = 0
-    readable = []
-    for path in dict.fromkeys(pictures):  # a picture named twice is inverted once
-        try:
-            check_picture(path)
-            readable.append(path)
-        except PictureError as error:
-            say(str(error))
-            failed += 1
+    log = Log(json_)
+    readable, failed = _readable(pictures, mask, init, log)
     if not readable:
         raise typer.Exit(2)
     # Only the feature maps are in a short format; weights, latents and sums never are.
     G = load_generator(generator, device=where, dtype=kind if dtype == "float64" else None)
-    masks = load_mask(mask, G.resolution, crop)[None] if mask else None
-    names = dict(zip(readable, _names(readable, out), strict=True))
+    if mask is not None and not mask.is_dir():
+        load_mask(mask, G.resolution, crop)  # an error now rather than after the first batch
+    start, start_fact = _start(init, G)
+    settings = _all_settings(G, configured, space, seed, dtype, where, crop, mask, start_fact, every, video)
 
-    done, arithmetic = 0, {}
-    for start in range(0, len(readable), batch):
-        targets = {}
-        for path in readable[start : start + batch]:
-            try:
-                targets[path] = load_picture(path, G.resolution, crop)
-            except PictureError as error:
-                say(str(error))
-                failed += 1
-        if not targets:
-            continue
-        results = _invert_batch(
-            G, list(targets.values()), [shown(path) for path in targets],
-            method=method, space=space, steps=steps, masks=masks, seed=seed, progress=not quiet, dtype=dtype, **options,
-        )  # fmt: skip
-        if dtype == "auto":
-            chosen = next((result.settings for result in results if result is not None), None)
-            if chosen is not None:  # the same for all batches
-                dtype, arithmetic = chosen["dtype"], {"why_dtype": chosen["why_dtype"]}
-                if not quiet:
-                    say(f"dtype {dtype} ({chosen['why_dtype']})")
-        for (path, target), result in zip(targets.items(), results, strict=True):
-            if result is None:
-                failed += 1
-                continue
-            facts = {"picture": str(path.resolve()), "crop": crop, "mask": str(mask.resolve()) if mask else None}
-            facts |= arithmetic
-            try:
-                _save(replace(result, settings=result.settings | facts), target, out / names[path], shown(path))
-            except FastinvError as error:
-                say(str(error))
-                failed += 1
-                continue
+    run = Run(out, waiting=say)
+    names = {picture.path: path for path, picture in readable.items()}
+    manifest = run.plan(
+        settings, list(readable.values()), batch, command(), overwrite,
+        lambda: _fastest_dtype(G, list(readable)[:batch], crop, quiet),
+    )  # fmt: skip
+    torch.set_num_threads(run.settings["threads"])
+    facts = {"preset": preset}
+    if dtype == "auto":
+        facts["why_dtype"] = "auto: chosen once for all pictures; manifest.json says why"
+    arguments = {"method": method, "space": space, "steps": steps, "seed": seed, "dtype": run.settings["dtype"]}
+    work = Work(
+        G,
+        arguments | options,
+        crop,
+        mask,
+        start,
+        every,
+        video is not None,
+        checkpoint_seconds,
+        quiet,
+        facts,
+        names,
+        log,
+    )
+    told = {picture.path for picture in manifest.pictures() if picture.state == DONE and picture.path in names}
+    log.event("start", out=str(out), pictures=len(names) + failed, finished=len(told), settings=run.settings)
+    mine = set()
+    for one, folder in run.batches(list(names)):
+        invert_batch(work, run, one, folder)
+        mine |= {picture.path for picture in one.pictures}
+
+    done = 0
+    for picture in run.close().pictures():
+        if picture.path in names and picture.state == DONE:
             done += 1
-            print(f"{shown(out / names[path])}  PSNR {result.metrics['psnr'][0]:.2f} dB", flush=True)
+            if picture.path not in mine or picture.path in told:
+                folder = out / picture.folder
+                tell_result(log, picture.path, folder, InversionResult.load(folder), None)
+        elif picture.path in names:
+            failed += 1
+            if picture.path not in mine:
+                log.failed(picture.path, picture.reason)
+    log.event("end", done=done, failed=failed, seconds=round(time.monotonic() - started, 3))
     if failed:
         say(f"{failed} of {done + failed} pictures failed")
         raise typer.Exit(1 if done else 2)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="List the options of this one.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the inversion methods, or the options of one.
+
+    Example: fastinv methods pti
+    """
+    from fastinv.inversion import METHODS
+
+    if name is None:
+        rows = [
+            (method.name, ", ".join(method.spaces), _summary(sys.modules[method.__module__]))
+            for method in METHODS.values()
+        ]
+        _table(("method", "spaces, its own first", "what"), rows)
+        return
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    fields = dataclasses.fields(METHODS[name])
+    _table(
+        ("option", "default", "what"),
+        [(field.name, _shown_default(field.default), field.metadata.get("help", "")) for field in fields],
+    )
 
 
 def demo(
@@ -120,10 +198,12 @@ def demo(
     import torch
 
     from fastinv.checkpoints import load_generator
+    from fastinv.cli.batches import save, shown_metrics
     from fastinv.data import faces
     from fastinv.data.pictures import load_picture
     from fastinv.devices import named_device
     from fastinv.inversion import METHODS
+    from fastinv.inversion import invert as run
     from fastinv.inversion.task import configure, whole_number
     from fastinv.report import comparison
 
@@ -138,14 +218,12 @@ def demo(
     photograph = load_picture(Path(faces.__file__).parent / "astronaut.png", G.resolution)
     targets = {"render": render, "astronaut": photograph}
     titles = ["a render that the generator has never seen", "a real photograph (NASA, public domain)"]
-    results = _invert_batch(G, list(targets.values()), list(targets), seed=seed, **options)
-    if None in results:
-        raise typer.Exit(2)
+    both = run(G, torch.stack(list(targets.values())), seed=seed, **options)
+    results = [both[row] for row in range(len(targets))]
     for (name, target), result, title in zip(targets.items(), results, titles, strict=True):
-        _save(result, target, out / name, title)
-    images = torch.cat([result.images for result in results])
-    shown_metrics = [_shown_metrics(result) for result in results]
-    comparison(torch.stack(list(targets.values())), images, shown_metrics, out / "comparison.png", titles)
+        save(result, target, out / name, title)
+    metrics = [shown_metrics(result) for result in results]
+    comparison(torch.stack(list(targets.values())), both.images, metrics, out / "comparison.png", titles)
     print(out / "comparison.png")
     for name in targets:
         for file in ("latent.safetensors", "reconstruction.png", "comparison.png", "result.json"):
@@ -167,63 +245,130 @@ def _options(pairs: list[str]) -> dict:
     return options
 
 
-def _names(pictures: list[Path], out: Path) -> list[str]:
-    """A folder name per picture: its stem; with a number where another picture, now or earlier, has that name."""
-    names: list[str] = []
+def _readable(pictures: list[Path], mask: Path | None, init: str | None, log) -> tuple[dict, int]:
+    """(path -> picture with its hashes, number of those that cannot be read, which are told)."""
+    from fastinv.checkpoints.load import file_sha256
+    from fastinv.cli.batches import mask_of, start_file
+    from fastinv.data.pictures import check_picture
+    from fastinv.inversion.manifest import Picture
+    from fastinv.inversion.result import RESULT
+
+    readable, failed = {}, 0
+    several_starts = init is not None and Path(init).is_dir() and not (Path(init) / RESULT).is_file()
+    seen = set()
     for path in pictures:
-        number, name = 1, path.stem
-        while name.casefold() in map(str.casefold, names) or _holds_other(out / name, path):
-            number += 1
-            name = f"{path.stem}-{number}"
-        names.append(name)
-    return names
+        absolute = str(path.resolve())
+        if absolute in seen:  # a picture named twice is inverted once
+            continue
+        seen.add(absolute)
+        try:
+            check_picture(path)
+            companions = {}
+            if mask is not None and mask.is_dir():
+                companions["mask"] = file_sha256(mask_of(mask, path))
+            if several_starts:
+                companions["init"] = file_sha256(start_file(Path(init), path))
+            readable[path] = Picture(absolute, file_sha256(path), companions=companions)
+        except PictureError as error:
+            log.failed(absolute, str(error))
+            failed += 1
+    return readable, failed
 
 
-def _holds_other(folder: Path, picture: Path) -> bool:
-    """Whether the folder is the result of another picture, or no folder."""
-    if not folder.is_dir():
-        return folder.exists()
-    try:
-        return json.loads((folder / "result.json").read_text())["settings"]["picture"] != str(picture.resolve())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # no complete result
-
-
-def _invert_batch(G, targets: list, titles: list[str], **arguments) -> list:
-    """One result per picture, None (and a line on standard error) for those whose loss was not finite."""
+def _start(init: str | None, G) -> tuple[object, object]:
+    """(what `invert` starts from, what the settings say of it) for --init; a folder with many starts stays a path."""
     import torch
 
-    from fastinv.inversion import NonFiniteLossError
-    from fastinv.inversion import invert as run
+    from fastinv.checkpoints import network_hash
+    from fastinv.checkpoints.load import file_sha256
+    from fastinv.cli.batches import as_result
+    from fastinv.inversion import InversionResult
+    from fastinv.inversion.objective import find_encoder
+    from fastinv.inversion.result import LATENT, RESULT
+    from fastinv.inversion.start import start_codes
+    from fastinv.latents import load_codes
 
-    try:
-        result, failed = run(G, torch.stack(targets), **arguments), {}
-    except NonFiniteLossError as error:
-        result, failed = error.result, error.failed
-        for row, step in failed.items():
-            say(f"{titles[row]}: the loss is not finite after {step} steps; lower learning_rate or use --dtype float32")
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UsageError(f"out of memory with {len(targets)} pictures at a time; use a smaller --batch") from error
-    return [None if row in failed else result[row] for row in range(len(targets))]
+    if init is None:
+        return None, None
+    path = Path(init)
+    if path.is_dir() and not (path / RESULT).is_file():
+        return path, "folder"
+    if path.is_dir():
+        start, fact = InversionResult.load(path), {"result": file_sha256(path / LATENT)}
+    else:
+        try:
+            start, fact = as_result(load_codes(path)), {"codes": file_sha256(path)}
+        except (FileNotFoundError, CheckpointError):  # no latent file: then an encoder, or its error
+            encoder = find_encoder(init, G)
+            return encoder, {"encoder": network_hash(encoder)}
+    if len(start) != 1:
+        raise UsageError(f"--init {shown(path)} holds codes of {len(start)} pictures; give those of one, for all")
+    start_codes(start, G, torch.zeros(1, 3, G.resolution, G.resolution))  # an error now rather than after the plan
+    return start, fact
 
 
-def _save(result, target, folder: Path, title: str) -> None:
-    """Write one picture's result with its comparison picture."""
-    from fastinv.report import comparison
+def _all_settings(G, configured, space, seed, dtype, where, crop, mask, start, every, video) -> dict:
+    """What the manifest says of all results, as JSON can hold it."""
+    import torch
 
-    sheet = comparison(target[None], result.images, [_shown_metrics(result)], names=[title])
-    result.save(folder, {"comparison.png": sheet})
+    import fastinv
+    from fastinv.checkpoints import network_hash
+    from fastinv.checkpoints.load import file_sha256
+
+    what = None if mask is None else "folder" if mask.is_dir() else file_sha256(mask)
+    options = vars(configured)
+    files = {value for value in options.values() if isinstance(value, str) and Path(value).is_file()}
+    return {
+        "generator": network_hash(G), "method": configured.name, "space": space, "options": options, "seed": seed,
+        "dtype": dtype, "device": where.type, "crop": crop, "mask": what, "init": start, "every": every, "video": video,
+        "files": {name: file_sha256(name) for name in sorted(files)},  # encoders and such, which options name
+        "versions": {"fastinv": fastinv.__version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
-def _shown_metrics(result) -> dict[str, str]:
-    """The metrics of a result of one picture as people read them."""
-    metrics = {name: values[0] for name, values in result.metrics.items()}
-    lines = {"PSNR": f"{metrics['psnr']:.2f} dB", "MSE": f"{metrics['mse']:.3g}"}
-    if "psnr_masked" in metrics:
-        lines["PSNR within the mask"] = f"{metrics['psnr_masked']:.2f} dB"
-    if "loss_perceptual" in metrics:
-        trunk = result.settings.get("trunk", {}).get("name", "")
-        lines["perceptual loss"] = f"{metrics['loss_perceptual']:.3g}" + (f" ({trunk})" if trunk else "")
-    return lines | {"steps": str(metrics["best_step"])}
+def _fastest_dtype(G, pictures: list[Path], crop: str, quiet: bool) -> tuple[str, str]:
+    """(dtype, why) for "auto", timed on some of the pictures."""
+    import torch
+
+    from fastinv.data.pictures import load_picture
+    from fastinv.inversion.loop import frozen
+    from fastinv.inversion.precision import prepare
+
+    targets = []
+    for path in pictures:
+        try:
+            targets.append(load_picture(path, G.resolution, crop))
+        except PictureError:  # told later
+            targets.append(torch.zeros(3, G.resolution, G.resolution))
+    with frozen(G):
+        facts = prepare(G, "auto", torch.stack(targets).to(G.w_avg.device))[1]
+    if not quiet:
+        say(f"dtype {facts['dtype']} ({facts['why_dtype']})")
+    return facts["dtype"], facts["why_dtype"]
+
+
+def _summary(module) -> str:
+    """The first line of a module's docstring."""
+    return module.__doc__.strip().splitlines()[0].rstrip(".")
+
+
+def _shown_default(value) -> str:
+    """A default as --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table: drawn on a terminal; plain lines in columns elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*titles)
+        for row in rows:
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        Console().print(table)
+        return
+    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

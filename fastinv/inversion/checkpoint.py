@@ -83,7 +83,7 @@ class Checkpoint:
             return None
         tensors, facts = _read(self.trace, TRACE)
         return Trace(
-            {name: tensors[f"variable/{name}"].to(device) for name in facts["variables"]},
+            {name: tensors[f"variable/{name}"].to(device, copy=True) for name in facts["variables"]},
             {name: tensors[f"loss/{name}"] for name in facts["losses"]},
             tensors["best_step"],
             facts["steps"],

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fastinv.errors import UsageError
 from fastinv.inversion.loop import Term, Trace, joined, ramped
-from fastinv.inversion.method import Method, changed, option
+from fastinv.inversion.method import Method, option
 from fastinv.inversion.objective import PIXEL_LOSSES
 from fastinv.inversion.spaces import NOISE, Space
 from fastinv.inversion.stopping import Stopping
@@ -22,20 +22,21 @@ from fastinv.losses import PixelLoss, StyleLoss, load_style, load_trunk, resize_
 class Image2StyleGANPlusPlus(Method):
     """Two stages of Adam. The first is over the code w in W+, and minimises
 
-        l_s L_style(M_s, G, y) + l_m1 / N ||M_m (G - x)||^2 + l_m2 / N ||(1 - M_m) (G - y)||^2 + l_p L_percept(M_p, G, x)
+        l_s L_style(M_s, G, y) + l_m1 / N ||M_m (G - x)||^2 + l_m2 / N ||(1 - M_m) (G - y)||^2
+            + l_p L_percept(M_p, G, x)
 
-    the second is over the noise maps n, with w fixed: ``1 / N ||M_m (G - x)||^2 + 1 / N ||(1 - M_m) (G - y)||^2``. In
+    the second is over the noise maps n, with w fixed: ``1 / N ||M_n (G - x)||^2 + 1 / N ||(1 - M_n) (G - y)||^2``. In
     space W+ there is only the first.
 
     x is the picture, y another one (``second``). M_m are the masks of ``invert``, the others ``perceptual_mask`` (that
-    of all losses of x but the pixel loss) and ``style_mask``. l_m1, l_m2, l_s and l_p are ``pixel_weight``,
-    ``second_weight``, ``style_weight`` and ``perceptual_weight``; L_style compares Gram matrices. Where no y is to be
-    matched, the second stage keeps, where M_m is 0, the picture of the first.
+    of all losses of x but the pixel loss), ``style_mask`` and ``noise_mask``. l_m1, l_m2, l_s and l_p are
+    ``pixel_weight``, ``second_weight``, ``style_weight`` and ``perceptual_weight``; L_style compares Gram matrices.
+    Without a y that counts, with l_m2, the second stage has the picture of the first in its place.
 
     The paper: 5000 steps at 0.01, then 3000 at 5 for the noise maps of an FFHQ generator, all rates constant, weights
     1e-5 for sums of squares, not means (``steps=5000, learning_rate=0.01, noise_steps=3000, noise_learning_rate=5,
-    noise_by_strength=False, ramp_up=0, ramp_down=0``). How much a layer's noise counts is learned, and differs by orders
-    of magnitude between layers and generators; ours is the rate of what a layer adds, map times strength.
+    noise_by_strength=False, ramp_up=0, ramp_down=0``). How much a layer's noise counts is learned, and differs by
+    orders of magnitude between layers and generators; our rate is that of what is added, map times strength.
     """
 
     name: ClassVar[str] = "image2stylegan++"
@@ -47,6 +48,7 @@ class Image2StyleGANPlusPlus(Method):
     noise_by_strength: bool = option(True, "divide it by the strength of the layer")
     mask_blur: float = option(0.0, "standard deviation, in pixels, of the Gaussian that softens all masks")
     perceptual_mask: Any = option(None, "of all other losses of the picture; None is the mask itself")
+    noise_mask: Any = option(None, "of the picture in the stage of the noise maps; None is the mask itself")
     second: Any = option(None, "another picture, as large: fitted where the mask is 0, and source of the style")
     second_weight: float = option(1.0, "of its pixel loss, where the mask is 0")
     style_weight: float = option(0.0, "of the distance of Gram matrices to those of the second picture")
@@ -71,6 +73,11 @@ class Image2StyleGANPlusPlus(Method):
         if rows is not None and not (whole and rows):
             raise UsageError(f"trained_rows must be style inputs, counted from 0, such as [0, 1], not {rows!r}")
 
+    @property
+    def fits_second(self) -> bool:
+        """Whether the second picture is fitted, where the mask is 0."""
+        return self.second is not None and self.second_weight > 0
+
     def run(self, task: Task) -> tuple[Trace, dict[str, Any]]:
         space = self.space(task)
         task.tables |= self.pictures_and_masks(task)
@@ -86,32 +93,32 @@ class Image2StyleGANPlusPlus(Method):
         if self.trained_rows is None:
             return space
         if max(self.trained_rows) >= task.G.num_ws:
-            raise UsageError(
-                f"trained_rows: this generator has the style inputs 0 to {task.G.num_ws - 1}, not {max(self.trained_rows)}"
-            )
+            last = task.G.num_ws - 1
+            raise UsageError(f"trained_rows: the generator has style inputs 0 to {last}, not {max(self.trained_rows)}")
         return SomeRows(task.G, space.optimise_noise, self.features_at, space.basis, self.trained_rows)
 
     def pictures_and_masks(self, task: Task) -> dict[str, torch.Tensor | None]:
-        """Checked and blurred, on the target's device: mask, perceptual_mask, style_mask, second_style_mask, second."""
+        """Checked and blurred, on the target's device: the masks by name, and second."""
         target, count, resolution = task.target, len(task.target), task.G.resolution
         given = {"mask": task.mask} | {
             name: check_masks(getattr(self, name), count, resolution)
-            for name in ("perceptual_mask", "style_mask", "second_style_mask")
+            for name in ("perceptual_mask", "noise_mask", "style_mask", "second_style_mask")
         }
         given = {name: None if mask is None else mask.to(target) for name, mask in given.items()}
         found = {name: None if mask is None else blurred(mask, self.mask_blur) for name, mask in given.items()}
-        if self.second is None:
-            # What is hidden may be anything, and stays hidden: the mask is soft on its own side only.
-            for name in ("mask", "perceptual_mask"):
+        if not self.fits_second:
+            # What is hidden may be anything, and stays hidden: the masks are soft on their own side only.
+            for name in ("mask", "perceptual_mask", "noise_mask"):
                 found[name] = None if given[name] is None else found[name] * given[name]
-        found["perceptual_mask"] = found["mask"] if self.perceptual_mask is None else found["perceptual_mask"]
+        for name in ("perceptual_mask", "noise_mask"):
+            found[name] = found["mask"] if given[name] is None else found[name]
         found["second"] = None
         if self.second is not None:
             second = check_images(self.second, resolution)
             if len(second) not in (1, count):
                 raise UsageError(f"second must be one picture or {count}, one for each; it has {len(second)}")
             found["second"] = second.to(target).expand_as(target)
-            if self.second_weight and task.mask is None:
+            if self.fits_second and task.mask is None:
                 raise UsageError("second is fitted where the mask is 0: give masks=, or second_weight=0")
         return found
 
@@ -148,7 +155,7 @@ class Image2StyleGANPlusPlus(Method):
                 terms[index] = dataclasses.replace(term, loss=loss)
         if small["second"] is None:
             return terms
-        if self.second_weight:
+        if self.fits_second:
             loss = PIXEL_LOSSES[self.pixel_loss](small["second"], 1 - small["mask"])
             terms.append(Term("second", loss, self.second_weight))
         if self.style_weight:
@@ -163,10 +170,10 @@ class Image2StyleGANPlusPlus(Method):
 
     def fit_noise(self, task: Task, space: Space, variables: dict[str, torch.Tensor], rates: dict[str, float]) -> Trace:
         """The second stage."""
-        mask, second = task.tables["mask"], task.tables["second"]
+        mask, second = task.tables["noise_mask"], task.tables["second"]
         terms = [Term("pixel", PixelLoss(task.target, mask))]
         if mask is not None:
-            if second is None or not self.second_weight:
+            if not self.fits_second:
                 with torch.no_grad():
                     second = self.picture(task, space.codes(variables))
             terms.append(Term("second", PixelLoss(second, 1 - mask)))

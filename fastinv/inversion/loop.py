@@ -84,7 +84,8 @@ def joined(first: Trace, second: Trace) -> Trace:
         ]
         curves[name] = torch.cat(parts)
     offset = len(first.losses["total"])
-    finished = {row: (done + first.steps, why) for row, (done, why) in second.finished.items()}
+    before = {row: done for row, (done, _) in first.finished.items()}  # those had fewer steps, and began again
+    finished = {row: (before.get(row, first.steps) + done, why) for row, (done, why) in second.finished.items()}
     return Trace(
         first.variables | second.variables, curves, second.best_step + offset, first.steps + second.steps,
         first.stopped or second.stopped, first.failed | second.failed, finished,
@@ -354,7 +355,8 @@ class _Batch:
         self.rows, self.terms = self.rows[good], [term.select(good) for term in self.terms]
         self.adam.select(good)
         self.best = {name: value[good] for name, value in self.best.items()}
-        self.best_step, self.bad_step, self.lowest = self.best_step[good], self.bad_step[good], self.lowest[good]
+        self.best_step, self.bad_step = self.best_step[good], self.bad_step[good]
+        self.lowest = None if self.lowest is None else self.lowest[good]
         self.better, self.curves = self.better[good], None
 
 

@@ -55,8 +55,9 @@ def build_terms(method, task, target: torch.Tensor, mask: torch.Tensor | None) -
     if method.mean_weight:
         add("mean", mean_prior(task), method.mean_weight, "codes")
     if method.p_norm_weight:
-        statistics = pnorm_statistics(task.G)
-        add("p_norm", PNorm(statistics), method.p_norm_weight, "codes")
+        if "p_norm" not in task.tables:  # each stage has terms of its own
+            task.tables["p_norm"] = pnorm_statistics(task.G)
+        add("p_norm", PNorm(task.tables["p_norm"]), method.p_norm_weight, "codes")
     if method.domain_weight:
         encoder = find_encoder(method.encoder, task.G).to(device, dtype)
         task.facts["encoder"] = {"sha256": network_hash(encoder)}

@@ -91,4 +91,6 @@ class Projector(Method):
 
 
 def _normalize(variables: dict[str, torch.Tensor], best: dict[str, torch.Tensor], step: torch.Tensor) -> None:
-    normalize_noise_({name: value for name, value in variables.items() if name.startswith(NOISE)})
+    maps = [value for name, value in variables.items() if name.startswith(NOISE)]
+    if maps:
+        normalize_noise_(maps)

@@ -33,15 +33,15 @@ class StyleGANEncoder(Method):
     Early stop: a picture is finished when its loss has fallen by less than 1% over 50 steps.
 
     The original's weights are for pictures in 0..255: pixels 1.5, features 0.4, MS-SSIM 200, LPIPS 100, discriminator
-    0.5, and 0.5 for the L1 distance to the mean, summed over a code's width. Here LPIPS has 1. The others, for means and
-    pictures in [-1, 1], were chosen on the embedded generator, so that no term outweighs the rest there: pixels 4,
+    0.5, and 0.5 for the L1 distance to the mean, summed over a code's width. Here LPIPS has 1. The others, for means
+    and pictures in [-1, 1], were chosen on the embedded generator, so that no term outweighs the rest there: pixels 4,
     features 2, MS-SSIM 1 (with more of it, as there, some faces end in a wrong one), L1 0.01 (theirs outweighs the
     picture). The discriminator has 0: it needs a good one, and that of the embedded generator is small.
 
     Their optimiser (ggt at 0.25, 100 steps) is Adam here, and their patience (10 steps without a fall of 0.5) one in
-    parts of the loss. They clip at 2.0 in units of w; generators have W of different widths, so ours are deviations, and
-    4 of them: at 2, where 5% of the latents' own coordinates lie outside, some faces get up to 5 dB worse. Not kept: face
-    masks by GrabCut (give ``masks``), sharpening, the adaptive robust loss.
+    parts of the loss. They clip at 2.0 in units of w; generators have W of different widths, so ours are deviations,
+    and 4 of them: at 2, where 5% of the latents' own coordinates lie outside, some faces get up to 5 dB worse. Not
+    kept: face masks by GrabCut (give ``masks``), sharpening, the adaptive robust loss.
     """
 
     name: ClassVar[str] = "stylegan-encoder"

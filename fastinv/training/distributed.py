@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as distributed
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def average_gradients(network: nn.Module, accelerator) -> None:
@@ -14,9 +13,9 @@ def average_gradients(network: nn.Module, accelerator) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    parameters = [p for p in network.parameters() if p.grad is not None]  # the same ones on every process
+    if not parameters:
+        return
     mean = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
     for p, part in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
         p.grad.copy_(part.view_as(p))
@@ -32,6 +31,20 @@ def synchronise_batch_norm(network: nn.Module) -> None:
             module.forward = _Synchronised(module)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Sum.apply(gradient.contiguous())
+
+
 class _Synchronised:
     def __init__(self, module: nn.Module):
         self.module = module
@@ -44,7 +57,7 @@ class _Synchronised:
         shape = [1, -1] + [1] * (x.ndim - 2)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = distributed.get_world_size()
-        sums = all_reduce(torch.stack([wide.mean(axes), wide.square().mean(axes)]))
+        sums = _Sum.apply(torch.stack([wide.mean(axes), wide.square().mean(axes)]))
         mean, square = sums / count
         variance = square - mean.square()
         with torch.no_grad():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastinv.models.encoders import Encoder4Editing, ReStyleE4E
 from fastinv.training import psp
@@ -38,6 +39,12 @@ class E4ETraining(psp.PSPTraining):
             "latent_discriminator", LatentDiscriminator(self.G.w_dim),
             lambda p: torch.optim.Adam(p, options.d_lr), mixed=False,
         )  # fmt: skip
+
+    def new_encoder(self):
+        encoder = super().new_encoder()
+        for head in encoder.styles[1:]:  # no offsets from heads that have not learned yet, in validation or in files
+            nn.init.zeros_(head.linear.weight)
+        return encoder
 
     def stage(self, step: int) -> int:
         """How many styles have their own offset in a step: 0 at first, all num_ws - 1 at the end."""

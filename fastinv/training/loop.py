@@ -3,7 +3,6 @@
 Built on Hugging Face Accelerate, so that ``accelerate launch`` gives several GPUs and machines without other code.
 """
 
-import copy
 import csv
 import math
 import pickle
@@ -401,8 +400,3 @@ def _forget_after(path: Path, step: int) -> None:
         path.unlink()
         for row in kept:
             _append(path, list(row), row)
-
-
-def frozen_copy(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy in eval mode that no gradient reaches."""
-    return copy.deepcopy(network).eval().requires_grad_(False)

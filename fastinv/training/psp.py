@@ -94,11 +94,14 @@ class PSPTraining(EncoderTraining):
 
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
-        G, restyle = self.G, options.restyle > 0
-        config = body_config(options, G.resolution) | {"num_ws": G.num_ws, "w_dim": G.w_dim}
-        encoder = self.encoders[restyle](**config)
-        encoder.latent_avg.copy_(self.mean.expand(G.num_ws, -1))
-        self.encoder = self.add("encoder", encoder, lambda p: make_optimizer(options, p), options.average)
+        self.encoder = self.add("encoder", self.new_encoder(), lambda p: make_optimizer(options, p), options.average)
+
+    def new_encoder(self) -> nn.Module:
+        """The encoder that training starts from."""
+        config = body_config(self.options, self.G.resolution) | {"num_ws": self.G.num_ws, "w_dim": self.G.w_dim}
+        encoder = self.encoders[self.options.restyle > 0](**config)
+        encoder.latent_avg.copy_(self.mean.expand(self.G.num_ws, -1))
+        return encoder
 
     def passes(self, encoder: nn.Module, images: torch.Tensor, **options) -> Iterator[torch.Tensor]:
         """Codes of pictures: one set, or with ReStyle one after each pass, none with a graph to the last."""
