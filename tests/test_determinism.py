@@ -69,7 +69,7 @@ def test_every_space(G, images, space):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "pti"])
 def test_every_method(G, images, method):
-    options = {"encoder": Encoder(G)} if method == "idinvert" else {}
+    options = {"idinvert": {"encoder": Encoder(G)}, "image2stylegan++": {"noise_steps": STEPS}}.get(method, {})
     same_bits_with_one_and_two_threads(G, images[:1], method, None, **options)
 
 

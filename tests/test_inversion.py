@@ -553,7 +553,7 @@ BAD_INPUT = [
     ({"images": picture(math.inf)}, "not finite"),
     ({"G": nn.Linear(2, 2)}, "not a generator: Linear has no 'mapping'"),
     ({"G": generator().prepare()}, "must be the generator itself, not a PreparedGenerator"),
-    ({"method": "magic"}, "unknown method 'magic'; known are image2stylegan"),
+    ({"method": "magic"}, "unknown method 'magic'; known are projector, image2stylegan"),
     ({"space": "v"}, r"space 'v' is no latent space for image2stylegan; it works in w\+, w, z"),
     ({"steps": -1}, "steps must be a whole number of at least 0, not -1"),
     ({"steps": 2.5}, "not 2.5"),
