@@ -7,6 +7,7 @@ precedence over what a task sets. Wrong arguments are a UsageError before work s
 """
 
 import dataclasses
+import math
 
 import torch
 from torch.nn import functional
@@ -19,6 +20,7 @@ from fastinv.inversion.spaces import nested
 from fastinv.inversion.task import check_generator, check_images, check_masks
 from fastinv.losses import mse, psnr, resize_mask
 
+COARSE = 64  # pixels: what larger blocks draw is texture, which the paper leaves at the mean
 METHOD = Image2StyleGANPlusPlus.name
 CHANGED = 0.05  # a pixel is drawn on where a colour differs by more than this, 6 of 255 levels
 
@@ -32,7 +34,7 @@ def inpaint(G, pictures: torch.Tensor, masks: torch.Tensor, **options) -> Invers
     """Fill what is missing.
 
     The code is fitted to what is known, the noise maps as well; where pixels are missing these keep what the code made.
-    Only ``inpainting_rows`` are trained, the others stay at the mean latent, so that the generator has its say.
+    Only the ``inpainting_rows`` are trained, the others stay at the mean latent.
 
     Args:
         masks: 1 (white) where the picture is known, 0 (black) where it is missing and pixels may hold anything.
@@ -66,8 +68,9 @@ def scribble(
 ) -> InversionResult:
     """What a drawing on a picture means.
 
-    From the picture's own code the ``coarse_rows`` are fitted to the drawing: they can follow what it says, but not how
-    it is drawn. Then the noise maps bring the picture back where nothing was drawn.
+    From the picture's own code the ``coarse_rows`` are fitted to the drawing, with a prior (P-norm+, which the paper
+    does not have) that keeps the code where pictures look natural. Then the noise maps bring the picture back where
+    nothing was drawn.
 
     Args:
         scribbled: the pictures, drawn on.
@@ -79,7 +82,9 @@ def scribble(
     """
     pictures, scribbled, masks = _pair(G, pictures, scribbled, masks)
     masks = _drawn(pictures, scribbled) if masks is None else masks
-    settings = {"trained_rows": coarse_rows(G), "mask_blur": default_blur(G), "noise_mask": 1 - masks}
+    settings = {
+        "trained_rows": coarse_rows(G), "mask_blur": default_blur(G), "noise_mask": 1 - masks, "p_norm_weight": 0.01,
+    }  # fmt: skip
     return _named("scribble", _from_own_code(G, pictures, scribbled, None, settings | options, options))
 
 
@@ -146,14 +151,16 @@ def activation_transfer(
 
 
 def inpainting_rows(G) -> tuple[int, ...]:
-    """The first half of the style inputs and the last two: for 18 of them those of the paper, 0 to 8, 16 and 17."""
-    return *coarse_rows(G), G.num_ws - 2, G.num_ws - 1
+    """The ``coarse_rows`` and the last two: of 18 style inputs, at 1024x1024, 0 to 8, 16 and 17, as in the paper."""
+    return tuple(sorted({*coarse_rows(G), G.num_ws - 2, G.num_ws - 1}))
 
 
 def coarse_rows(G) -> tuple[int, ...]:
-    """The first half of the style inputs: for 18 of them those of the paper, 0 to 8, up to 64x64."""
+    """The style inputs up to 64x64 pixels: of 18 of them 0 to 8, as in the paper; all that a generator of 64x64 has."""
     check_generator(G)
-    return tuple(range(G.num_ws // 2))
+    if G.resolution <= COARSE:
+        return tuple(range(G.num_ws))
+    return tuple(range(2 * int(math.log2(COARSE)) - 3))
 
 
 def default_blur(G) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastinv.checkpoints.load import file_sha256
 from fastinv.errors import UsageError
-from fastinv.files import atomic_file, shown
+from fastinv.files import atomic_file, remove_leftovers, shown
 from fastinv.inversion.frames import ANIMATION, FRAMES
 from fastinv.inversion.locks import LOCK, clear, locked
 from fastinv.inversion.manifest import DONE, FAILED, MANIFEST, PENDING, Batch, Manifest, Picture, difference
@@ -70,6 +70,7 @@ class Run:
         """
         settings = json.loads(json.dumps(settings))
         with self._locked_manifest():
+            remove_leftovers(self.out)
             manifest = Manifest.read(self.out)
             if manifest is not None:
                 other = difference(manifest.settings, manifest.agreed(settings))
@@ -289,6 +290,8 @@ def _put(source: Path, target: Path) -> None:
     """Make the files of ``source`` those of ``target``; others stay. Done again, it gives the same."""
     target.mkdir(parents=True, exist_ok=True)
     (target / RESULT).unlink(missing_ok=True)  # incomplete from here on, complete with the last file
+    for folder in (source, source / FRAMES, target):
+        remove_leftovers(folder)
     shutil.rmtree(target / FRAMES, ignore_errors=True)
     (target / ANIMATION).unlink(missing_ok=True)
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
