@@ -95,7 +95,8 @@ def table(folder: Path) -> str:
     columns = ("row", "mse", "psnr", "ssim", "features", "attributes", "seconds", "steps", "dtype")
     order = ["targets", *ROWS]
     found = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    rows = sorted((part for part in found.values() if part.get("row") in order), key=lambda part: order.index(part["row"]))
+    rows = [part for part in found.values() if part.get("row") in order]
+    rows.sort(key=lambda part: order.index(part["row"]))
     return markdown([{name: row.get(name, "") for name in columns} for row in rows])
 
 

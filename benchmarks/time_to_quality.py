@@ -1,12 +1,12 @@
 """Time to quality: how soon other settings reach the loss that ``image2stylegan`` has after its 300 steps.
 
-    python benchmarks/time_to_quality.py [--count 50] [--settings fast,lr=0.15;steps=100;dtype=bfloat16 ...] [--out FILE]
+    python benchmarks/time_to_quality.py [--count 50] [--settings fast,learning_rate=0.15;steps=100 ...] [--out FILE]
 
 Held-out portraits, the embedded generator, W+, one picture after the other in turns: each picture is inverted by the
-baseline (``image2stylegan`` with its defaults) and by every candidate right after it, so that a disturbance of the machine
-hits all alike. Whatever the search computes in and minimises, the codes found are rendered by the generator in float32 and
-measured with the baseline's loss. Columns: ``reached``, pictures whose loss is at most the baseline's; ``time``, median
-of the candidate's CPU time on one thread over the baseline's for the same picture, with everything that ``invert`` does;
+baseline (``image2stylegan`` with its defaults) and by every candidate right after it, so that what disturbs the machine
+hits all alike. Whatever the search computes in and minimises, the codes found are rendered by the generator in float32
+and measured with the baseline's loss. Columns: ``reached``, pictures whose loss is at most the baseline's; ``time``,
+median of the candidate's CPU time on one thread over the baseline's for the same picture, with all that it does;
 ``loss``, mean final loss over the baseline's. A candidate is a preset's name, or options of ``invert`` joined by ";".
 """
 

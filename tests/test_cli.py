@@ -416,6 +416,22 @@ def test_a_start_is_given(folder, generator, capsys):
     assert status == 1 and "b.png: no result or latent code for it in codes" in err
 
 
+def test_an_encoder_gives_the_start(folder, generator, capsys, monkeypatch):
+    class Encoder(torch.nn.Module):
+        def encode(self, images):
+            return images.mean((1, 2, 3))[:, None, None].expand(-1, 6, 8)
+
+    monkeypatch.setattr("fastinv.inversion.objective.load_encoder", lambda name: {"mine": Encoder()}[name])
+    paths = [picture(folder / f"{name}.png", seed, 16) for seed, name in enumerate("ab")]
+    arguments = ["--generator", generator, *QUICK, "--steps", 0, "--init", "mine"]
+    assert run(capsys, "invert", *paths, *arguments)[0] == 0
+    for name, path in zip("ab", paths, strict=True):
+        mean = fastinv.data.pictures.load_picture(path, 16).mean()
+        code = fastinv.InversionResult.load(folder / "inverted" / name).w_plus
+        torch.testing.assert_close(code, mean.expand(1, 6, 8), rtol=1e-5, atol=1e-6)
+        assert settings(folder, name)["init"]["encoder"] == "Encoder"
+
+
 def tmp_generator(path: Path, resolution: int) -> str:
     save_network(tiny(resolution), path)
     return str(path)

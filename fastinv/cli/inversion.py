@@ -137,8 +137,8 @@ def invert(
         names,
         log,
     )
-    told = {picture.path for picture in manifest.pictures() if picture.state == DONE and picture.path in names}
-    log.event("start", out=str(out), pictures=len(names) + failed, finished=len(told), settings=run.settings)
+    before = sum(picture.state == DONE and picture.path in names for picture in manifest.pictures())
+    log.event("start", out=str(out), pictures=len(names) + failed, finished=before, settings=run.settings)
     mine = set()
     for one, folder in run.batches(list(names)):
         invert_batch(work, run, one, folder)
@@ -148,7 +148,7 @@ def invert(
     for picture in run.close().pictures():
         if picture.path in names and picture.state == DONE:
             done += 1
-            if picture.path not in mine or picture.path in told:
+            if picture.path not in mine:
                 folder = out / picture.folder
                 tell_result(log, picture.path, folder, InversionResult.load(folder), None)
         elif picture.path in names:

@@ -43,7 +43,7 @@ class Image2StyleGANPlusPlus(Method):
     spaces: ClassVar[tuple[str, ...]] = ("w+noise", "w+")
 
     steps: int = option(300, "updates of the code; 0 only evaluates the start")
-    noise_steps: int = option(300, "w+noise: updates of the noise maps, after those of the code")
+    noise_steps: int = option(200, "w+noise: updates of the noise maps, after those of the code")
     noise_learning_rate: float | None = option(0.1, "peak learning rate of the noise maps; None is learning_rate")
     noise_by_strength: bool = option(True, "divide it by the strength of the layer")
     mask_blur: float = option(0.0, "standard deviation, in pixels, of the Gaussian that softens all masks")

@@ -56,11 +56,9 @@ def crossover(G, first: torch.Tensor, second: torch.Tensor, masks: torch.Tensor,
     """
     first, second, masks = _pair(G, first, second, _needed(masks, "which parts come from the first picture"))
     settings = {"mask_blur": default_blur(G)} | options
-    share = blurred(masks, settings["mask_blur"])
-    pasted = share * first + (1 - share) * second
-    everywhere = torch.ones_like(masks)
-    settings = {"second": second, "perceptual_mask": everywhere} | settings
-    return _named("crossover", invert(G, pasted, METHOD, masks=masks, **settings))
+    target = pasted(first, second, masks, settings["mask_blur"])
+    settings = {"second": second, "perceptual_mask": torch.ones_like(masks)} | settings
+    return _named("crossover", invert(G, target, METHOD, masks=masks, **settings))
 
 
 def scribble(
@@ -135,18 +133,14 @@ def activation_transfer(
     both = invert(G, torch.cat([target, source]), METHOD, **settings)
     count = len(target)
     result, other = both[:count], both[count:]
-    share = blurred(masks.to(both.w_plus), settings["mask_blur"])
-
-    def mixed(own: torch.Tensor, copied: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(own, copied, resize_mask(share, own.shape[-2:]))
-
-    codes = {name: mixed(value, other.codes[name]) for name, value in result.codes.items()}
-    own, copied = (_features(G, part, at) for part in (result, other))
-    codes |= {name: mixed(own[name], copied[name]) for name in own}
-    result = dataclasses.replace(result, codes=codes)
+    own, copied = (part.codes | _features(G, part, at) for part in (result, other))
+    blur = settings["mask_blur"]
+    result = dataclasses.replace(
+        result, codes={name: pasted(copied[name], own[name], masks.to(own[name]), blur) for name in own}
+    )
     images = result.render(G).to(result.images)
-    pasted = mixed(target.to(images), source.to(images))
-    metrics = result.metrics | {"psnr": psnr(images, pasted).tolist(), "mse": mse(images, pasted).tolist()}
+    aim = pasted(source, target, masks, blur).to(images)
+    metrics = result.metrics | {"psnr": psnr(images, aim).tolist(), "mse": mse(images, aim).tolist()}
     return _named("activation transfer", dataclasses.replace(result, images=images, metrics=metrics), {"at": at})
 
 
@@ -161,6 +155,11 @@ def coarse_rows(G) -> tuple[int, ...]:
     if G.resolution <= COARSE:
         return tuple(range(G.num_ws))
     return tuple(range(2 * int(math.log2(COARSE)) - 3))
+
+
+def pasted(inside: torch.Tensor, outside: torch.Tensor, masks: torch.Tensor, blur: float) -> torch.Tensor:
+    """Maps [N, C, r, r]: those of ``inside`` where masks [N, 1, R, R] are 1, with soft borders (``blur`` in pixels)."""
+    return torch.lerp(outside, inside, resize_mask(blurred(masks, blur), inside.shape[-2:]))
 
 
 def default_blur(G) -> float:

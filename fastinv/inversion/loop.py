@@ -149,8 +149,8 @@ def optimize(
     """Minimise the sum of the terms over the variables with Adam (Kingma and Ba 2015).
 
     Pictures are independent: the objective is the sum over the pictures and Adam works element by element, so each row
-    of a batch follows the path it would take alone. A picture whose loss is no longer finite, or that ``stopping`` calls
-    finished, leaves the batch with the best values it had; the others go on.
+    of a batch follows the path it would take alone. A picture whose loss is no longer finite, or that ``stopping``
+    calls finished, leaves the batch with the best values it had; the others go on.
 
     On a CUDA device the whole step (forward, backward, Adam, bookkeeping) is recorded once, as a CUDA graph, and
     replayed: the host then only starts it. For that, ``render`` and the terms must do the same work in every step, on
@@ -158,7 +158,7 @@ def optimize(
 
     Args:
         variables: name -> start value [N, ...]; they are not changed.
-        render: (variables, step) -> (images [N, 3, R, R], codes). The variables have fewer rows once a picture has left;
+        render: (variables, step) -> (images [N, 3, R, R], codes). Variables have fewer rows once a picture has left;
             step [1], int64, holds the updates done; codes are what the terms on codes are called with.
         terms: the objective.
         steps: updates; 0 only measures the start. There is one more evaluation than updates, so the last one counts.

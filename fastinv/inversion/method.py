@@ -45,7 +45,7 @@ class Method:
     learning_rate: float = option(0.05, "peak learning rate of Adam")
     noise_learning_rate: float | None = option(None, "that of the noise maps; None is the same")
     features_learning_rate: float | None = option(None, "that of the features of F+W+; None is the same")
-    precondition: float = option(0.0, "w, w+: optimise along the principal axes of W, scaled by their deviation to this")
+    precondition: float = option(0.0, "w, w+: optimise along the principal axes of W, times their deviation to this")
     beta1: float = option(0.9, "Adam's decay of the gradient's mean")
     beta2: float = option(0.999, "Adam's decay of the gradient's square")
     ramp_up: float = option(0.05, "part of the steps in which the learning rate rises from zero")
@@ -133,7 +133,7 @@ class Method:
         if self.precondition and space in ("z", "s"):
             raise UsageError(f"precondition is for codes in W, not for space {space!r}: set it to 0")
         if self.coarse_resolution and space == "f+w+":
-            raise UsageError("coarse_resolution does not go with space 'f+w+', whose features are optimised at one size")
+            raise UsageError("coarse_resolution does not go with space 'f+w+', whose features have one size")
         if self.coarse_resolution and self.discriminator_weight:
             raise UsageError("coarse_resolution does not go with discriminator_weight: D takes pictures of one size")
 

@@ -71,7 +71,8 @@ class Space:
         self.G, self.optimise_noise, self.features_at, self.basis = G, optimise_noise, features_at, basis
         missing = [name for name in self.needs if not hasattr(G, name)]
         if missing:
-            raise UsageError(f"space {self.name!r} needs a StyleGAN2 generator; a {type(G).__name__} has no {missing[0]}")
+            kind = type(G).__name__
+            raise UsageError(f"space {self.name!r} needs a StyleGAN2 generator; a {kind} has no {missing[0]}")
 
     def start(self, w_plus: torch.Tensor, noise: dict[str, torch.Tensor] | None, seed: int) -> dict[str, torch.Tensor]:
         """Variables [N, ...] to start from.

@@ -8,7 +8,7 @@ from fastinv.ops.noise import noise_regularization
 
 
 class NoiseRegularizer(Loss):
-    """The StyleGAN2 projector's pyramid regulariser, see ``fastinv.ops.noise_regularization``; its weight there is 1e5."""
+    """The StyleGAN2 projector's pyramid regulariser, see ``fastinv.ops.noise_regularization``; there it weighs 1e5."""
 
     def __call__(self, codes: dict) -> torch.Tensor:
         """codes["noise"], layer -> map [N, 1, r, r], -> [N]. UsageError: the codes have no noise maps."""
