@@ -34,6 +34,7 @@ IMPORTS = (
 ALLOWED_IMPORTS = {
     # The lazy names of the package: a module of fastinv, by a name from a table in that file.
     ("__init__.py", "importlib.import_module"),
+    ("cli/training.py", "importlib.import_module"),  # a trainer, likewise
     # The drop-in answers `import torch_utils.ops.bias_act` with files that lie beside it, by names from a table in that
     # file; and imports anew those of these names that had been imported. Nothing of a checkpoint gets there.
     ("ops/compat/__init__.py", "importlib.import_module"),

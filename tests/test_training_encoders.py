@@ -707,7 +707,7 @@ def test_bad_options(kind, arguments, message, train, tmp_path):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_command_line_hands_arguments_on(name, monkeypatch):
     seen = []
-    monkeypatch.setattr(f"fastinv.training.{TRAINERS[name][0]}.main", seen.append)
+    monkeypatch.setattr(f"fastinv.training.{name}.main", seen.append)
     assert command_line(["train", name, "--data", "faces", "--out", "a", "--units", "1,2"]) == 0
     assert seen == [["--data", "faces", "--out", "a", "--units", "1,2"]]
 

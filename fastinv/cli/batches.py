@@ -277,7 +277,7 @@ def shown_metrics(result: InversionResult) -> dict[str, str]:
     lines = {"PSNR": f"{metrics['psnr']:.2f} dB", "MSE": f"{metrics['mse']:.3g}"}
     if "psnr_masked" in metrics:
         lines["PSNR within the mask"] = f"{metrics['psnr_masked']:.2f} dB"
-    if "loss_perceptual" in metrics:
+    if math.isfinite(metrics.get("loss_perceptual", math.nan)):  # a last stage may not look at it
         trunk = result.settings.get("trunk", {}).get("name", "")
         lines["perceptual loss"] = f"{metrics['loss_perceptual']:.3g}" + (f" ({trunk})" if trunk else "")
     return lines | {"steps": str(metrics["best_step"])}

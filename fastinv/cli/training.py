@@ -8,14 +8,14 @@ import typer
 
 train = typer.Typer(help="Train a network; `fastinv train psp --help` lists the options of pSp.", no_args_is_help=True)
 
-# name -> (module of fastinv.training, line of help)
+# module of fastinv.training -> line of help
 TRAINERS = {
-    "generator": ("generator", "A StyleGAN2 generator, on the procedural faces or a folder of pictures."),
-    "psp": ("psp", "A pSp encoder for a generator, or a ReStyle one."),
-    "e4e": ("e4e", "An e4e encoder for a generator, or a ReStyle one: codes that edit well."),
-    "idinvert": ("idinvert", "IDInvert's domain-guided encoder for a generator, against a discriminator."),
-    "alae": ("alae", "ALAE: a generator and an encoder that learn together."),
-    "attributes": ("attributes", "The network that reads the attributes of the procedural faces."),
+    "generator": "A StyleGAN2 generator, on the procedural faces or a folder of pictures.",
+    "psp": "A pSp encoder for a generator, or a ReStyle one.",
+    "e4e": "An e4e encoder for a generator, or a ReStyle one: codes that edit well.",
+    "idinvert": "IDInvert's domain-guided encoder for a generator, against a discriminator.",
+    "alae": "ALAE: a generator and an encoder that learn together.",
+    "attributes": "The network that reads the attributes of the procedural faces.",
 }
 
 
@@ -26,6 +26,6 @@ def _command(module: str):
     return run
 
 
-for _name, (_module, _help) in TRAINERS.items():
+for _name, _help in TRAINERS.items():
     _settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    train.command(_name, help=_help, context_settings=_settings, add_help_option=False)(_command(_module))
+    train.command(_name, help=_help, context_settings=_settings, add_help_option=False)(_command(_name))
