@@ -14,6 +14,7 @@ from fastinv.data import faces
 from fastinv.data.pictures import save_picture
 from fastinv.errors import UsageError
 from fastinv.inversion import InversionResult, local_edits
+from fastinv.inversion.checkpoint import Checkpoints
 from fastinv.losses import psnr
 from fastinv.models.attributes import load_attribute_network
 from fastinv.models.stylegan1 import StyleGAN1Generator
@@ -181,8 +182,6 @@ def small(task: str, G=None, **options) -> InversionResult:
         "activation_transfer": [first, second, mask, 4],
     }.get(task, [first, second, mask])  # fmt: skip
     options = {"steps": 6, "noise_steps": 4, "trunk": SmallNetwork(), "progress": False, **options}
-    if task in ("scribble",) and "p_norm_weight" not in options:
-        options["p_norm_weight"] = 0.0
     return getattr(local_edits, task)(G, *arguments, **options)
 
 
@@ -264,20 +263,24 @@ def test_an_edit_starts_from_the_pictures_own_code():
         assert torch.equal(small(task, noise_steps=3).w_plus, small(task, init=own, noise_steps=3).w_plus)
 
 
-def test_the_stages_of_an_edit_have_numbers_of_their_own():
-    seen = []
+@pytest.mark.parametrize("after", [3, 16])  # in the first inversion; in the second
+def test_an_interrupted_edit_goes_on_to_the_same_bits(tmp_path, after):
+    class Killed(Exception):
+        pass
 
-    class Nothing:
-        finished = load = lambda self: None
-        due = lambda self: False  # noqa: E731
-        finish = save = lambda self, _: None
+    calls = []
 
-    def checkpoints(stage):
-        seen.append(stage)
-        return Nothing()
+    def killed(*_):
+        calls.append(_)
+        if len(calls) == after:
+            raise Killed
 
-    small("scribble", checkpoints=checkpoints)
-    assert len(seen) == len(set(seen)) == 3
+    whole = small("scribble")
+    with pytest.raises(Killed):
+        small("scribble", checkpoints=Checkpoints(tmp_path, seconds=0), callback=killed)
+    again = small("scribble", checkpoints=Checkpoints(tmp_path, seconds=0))
+    assert torch.equal(again.images, whole.images) and torch.equal(again.w_plus, whole.w_plus)
+    assert len(list(tmp_path.glob("*.trace.safetensors"))) == 3
 
 
 @pytest.mark.parametrize("task", ["inpaint", "crossover", "style_transfer"])
@@ -298,6 +301,13 @@ def test_wrong_arguments():
         local_edits.style_transfer(G, picture, torch.zeros(1, 3, 4, 4), mask)
     with pytest.raises(UsageError, match="at must be the resolution of a block, 4, 8, not 16"):
         local_edits.activation_transfer(G, picture, picture, mask, at=16)
+
+    def never(*_):
+        raise AssertionError("work has started")
+
+    for wrong in ({"noise_mask": torch.ones(2, 2)}, {"trained_rows": [9]}, {"noise_steps": -1}):
+        with pytest.raises(UsageError):
+            local_edits.style_transfer(G, picture, picture, mask, callback=never, **wrong)
     with pytest.raises(UsageError, match="hides all of it"):
         local_edits.inpaint(G, picture, 0 * mask)
     older = StyleGAN1Generator(8, z_dim=8, w_dim=8, channels={4: 8, 8: 8}, mapping_layers=2)

@@ -425,7 +425,7 @@ def test_killed_before_file_operations(here, jobs, tmp_path):
 
 @pytest.mark.slow
 def test_killed_before_every_file_operation(here, jobs, tmp_path):
-    arguments = invert_command(here, 2, "--batch", 1, "--every", 5, "--video", "gif", steps=10)
+    arguments = invert_command(here, 1, "--every", 10, "--video", "gif", steps=10)
     whole, _ = undisturbed(jobs, tmp_path / "whole", arguments)
     for at in range(int((tmp_path / "whole/job0.count").read_text())):
         assert killed_at(jobs, tmp_path / str(at), arguments, at) == whole, at

@@ -79,14 +79,18 @@ class Image2StyleGANPlusPlus(Method):
         return self.second is not None and self.second_weight > 0
 
     def run(self, task: Task) -> tuple[Trace, dict[str, Any]]:
-        space = self.space(task)
-        task.tables |= self.pictures_and_masks(task)
-        rates = self.noise_rates(task) if space.optimise_noise and self.noise_steps else None
+        space, rates = self.prepare(task)
         trace = self.optimize(task, space, self.start_variables(task, space))
         if rates is not None and not trace.stopped:
             trace = joined(trace, self.fit_noise(task, space, trace.variables, rates))
         with torch.no_grad():
             return trace, space.finish(trace.variables)
+
+    def prepare(self, task: Task) -> tuple[Space, dict[str, float] | None]:
+        """The space, and the learning rates of the second stage if there is one; a UsageError for what does not fit."""
+        space = self.space(task)
+        task.tables |= self.pictures_and_masks(task)
+        return space, self.noise_rates(task) if space.optimise_noise and self.noise_steps else None
 
     def space(self, task: Task) -> Space:
         space = super().space(task)

@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 
 from fastinv.errors import UsageError
-from fastinv.inversion import InversionResult, invert
+from fastinv.inversion import METHODS, InversionResult, invert
 from fastinv.inversion.image2stylegan_plus_plus import Image2StyleGANPlusPlus, blurred
 from fastinv.inversion.method import Method
 from fastinv.inversion.spaces import nested
-from fastinv.inversion.task import check_generator, check_images, check_masks
+from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure
 from fastinv.losses import mse, psnr, resize_mask
 
 COARSE = 64  # pixels: what larger blocks draw is texture, which the paper leaves at the mean
@@ -196,14 +196,25 @@ def _drawn(pictures: torch.Tensor, scribbled: torch.Tensor) -> torch.Tensor:
 
 def _from_own_code(G, pictures, target, masks, settings: dict, options: dict) -> InversionResult:
     """``invert`` of a target, which starts from the code of the pictures."""
+    _check(G, target, masks, settings)  # before the first inversion, not after it
     if options.get("init") is None:
-        of_edits = {field.name for field in dataclasses.fields(Image2StyleGANPlusPlus)}
-        of_edits -= {field.name for field in dataclasses.fields(Method)}
+        of_edits = _fields(Image2StyleGANPlusPlus) - _fields(Method)
         common = {name: value for name, value in options.items() if name not in of_edits | {"space", "init"}}
         settings["init"] = invert(G, pictures, METHOD, "w+", **common).w_plus
         if (checkpoints := options.get("checkpoints")) is not None:  # the first inversion had at most two stages
             settings["checkpoints"] = lambda stage: checkpoints(stage + 2)
     return invert(G, target, METHOD, masks=masks, **settings)
+
+
+def _check(G, target, masks, settings: dict) -> None:
+    """A UsageError for settings that ``invert`` would refuse."""
+    options = {name: value for name, value in settings.items() if name in _fields(Image2StyleGANPlusPlus) - {"steps"}}
+    method, space = configure(METHODS, METHOD, settings.get("space"), settings.get("steps"), options)
+    method.prepare(Task(G, None, target, check_masks(masks, len(target), G.resolution), space, 0))
+
+
+def _fields(method: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(method)}
 
 
 @torch.no_grad()
