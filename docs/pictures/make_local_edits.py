@@ -38,8 +38,12 @@ def box(top: int, bottom: int, left: int, right: int) -> torch.Tensor:
 
 def hair_of(**attributes) -> torch.Tensor:
     """1 where a portrait has hair, and one pixel beyond."""
-    black, blond = (portrait(**attributes | {"hair_hue": hue}) for hue in (0.0, 1.0))
-    return functional.max_pool2d(((black - blond).abs().amax(1, keepdim=True) > 0.1).float(), 3, 1, 1)
+    return differing(*(portrait(**attributes | {"hair_hue": hue}) for hue in (0.0, 1.0)))
+
+
+def differing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """1 where pictures differ, and one pixel beyond."""
+    return functional.max_pool2d(((first - second).abs().amax(1, keepdim=True) > 0.1).float(), 3, 1, 1)
 
 
 def sheet(name: str, tiles: dict[str, torch.Tensor]) -> None:
@@ -49,8 +53,9 @@ def sheet(name: str, tiles: dict[str, torch.Tensor]) -> None:
     for index, (title, tile) in enumerate(tiles.items()):
         picture = to_pillow(tile[0] * 2 - 1 if tile.shape[1] == 1 else tile[0].clamp(-1, 1))
         paper.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (index * (SIDE + GAP), LINE))
+        draw.rectangle((index * (SIDE + GAP), LINE, index * (SIDE + GAP) + SIDE - 1, LINE + SIDE - 1), outline="grey")
         draw.text((index * (SIDE + GAP), 0), title, "black", font)
-    save_picture(paper.quantize(128).convert("RGB"), FOLDER / f"{name}.png")
+    save_picture(paper, FOLDER / f"{name}.png")
     print(FOLDER / f"{name}.png", flush=True)
 
 
@@ -84,23 +89,12 @@ def crossover(G) -> None:
 def scribble(G) -> None:
     attributes = {"smile": -0.5, "skin_tone": 0.2, "bg_hue": 0.7, "hair_length": 0.4}
     image = portrait(hair_hue=0.1, **attributes)
-    scribbled = drawn(image)
     mask = hair_of(**attributes)
+    painted = -functional.max_pool2d(-mask, 3, 1, 1)
+    yellow = torch.tensor([0.84, 0.49, -0.22]).view(1, 3, 1, 1)
+    scribbled = torch.where(painted > 0, yellow, image)
     found = local_edits.scribble(G, image, scribbled, mask, **OPTIONS).images
     sheet("scribble", {"picture": image, "scribbled": scribbled, "mask": mask, "result": found})
-
-
-def drawn(image: torch.Tensor) -> torch.Tensor:
-    """Yellow strokes on the hair."""
-    picture = to_pillow(image[0]).resize((512, 512), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    for line in (
-        [(150, 150), (190, 95), (256, 75), (322, 95), (362, 150)],
-        [(175, 165), (215, 125), (290, 120), (335, 165)],
-    ):
-        draw.line(line, (235, 190, 100), 34, joint="curve")
-    small = picture.resize((64, 64), Image.Resampling.BOX)
-    return torch.tensor(list(small.getdata()), dtype=torch.float32).view(64, 64, 3).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def style_transfer(G) -> None:
@@ -116,8 +110,9 @@ def style_transfer(G) -> None:
 
 def activation_transfer(G) -> None:
     target = portrait(hair_hue=0.1, bg_hue=0.2, smile=0.6, yaw=-0.3)
-    source = portrait(hair_hue=0.8, bg_hue=0.8, smile=-0.5, yaw=-0.3, glasses=1)
-    mask = box(22, 36, 16, 48)
+    of_source = {"hair_hue": 0.8, "bg_hue": 0.8, "smile": -0.5, "yaw": -0.3}
+    source = portrait(glasses=1, **of_source)
+    mask = differing(source, portrait(glasses=0, **of_source))
     found = local_edits.activation_transfer(G, target, source, mask, at=32, **OPTIONS).images
     sheet("activation-transfer", {"target": target, "source": source, "mask": mask, "result": found})
 
