@@ -127,7 +127,8 @@ def _seed(name: str, data: bytes) -> Seed:
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as archive:
             for member, content in members.items():
-                archive.writestr(member, body if member == pickled else content)
+                fixed = zipfile.ZipInfo(member)  # a name alone would get the time of day
+                archive.writestr(fixed, body if member == pickled else content)
         return out.getvalue()
 
     return Seed(name, wrap(members[pickled]), members[pickled], _operations(members[pickled]), wrap)

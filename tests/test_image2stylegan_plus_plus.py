@@ -12,6 +12,7 @@ from fastinv.inversion.checkpoint import Checkpoints
 from fastinv.inversion.image2stylegan_plus_plus import Image2StyleGANPlusPlus, blurred
 from fastinv.losses import psnr
 from fastinv.models.stylegan1 import StyleGAN1Generator
+from fastinv.ops.noise import noise_regularization
 
 METHOD = "image2stylegan++"
 STRENGTHS = {"b4.conv1": 0.3, "b8.conv0": -0.02, "b8.conv1": 0.1}
@@ -295,6 +296,14 @@ def test_maps_of_layers_without_strength_stay(images):
     own = G.synthesis.b4.conv1.noise_const.expand(3, 1, -1, -1)
     assert torch.equal(result.codes["noise.b4.conv1"], own)
     assert not torch.equal(result.codes["noise.b8.conv1"], G.synthesis.b8.conv1.noise_const.expand(3, 1, -1, -1))
+
+
+def test_the_regulariser_of_the_maps_is_in_the_second_stage(G, images):
+    plain, even = embed(G, images, noise_steps=40), embed(G, images, noise_steps=40, noise_weight=1.0)
+    assert torch.equal(plain.w_plus, even.w_plus)
+    assert even.losses["noise"][:21].isnan().all() and even.losses["noise"][21:].isfinite().all()
+    before, after = (noise_regularization(result.codes) for result in (plain, even))
+    assert (after < 0.7 * before).all()
 
 
 def test_a_generator_that_ignores_noise_is_refused(images):

@@ -334,11 +334,19 @@ def folder(tmp_path, monkeypatch):
 
 
 COMMANDS = {
-    "inpaint": (["a.png", "--mask", "mask.png"], "a", "inpaint"),
-    "crossover": (["a.png", "b.png", "--mask", "mask.png"], "a-b", "crossover"),
-    "scribble": (["a.png", "drawn.png"], "a-drawn", "scribble"),
-    "style-transfer": (["a.png", "b.png", "--mask", "mask.png", "--style-mask", "mask.png"], "a-b", "style transfer"),
-    "transfer": (["a.png", "b.png", "--mask", "mask.png", "--at", "16"], "a-b", "activation transfer"),
+    "inpaint": (["a.png", "--mask", "mask.png"], "inpaint-a", "inpaint"),
+    "crossover": (["a.png", "b.png", "--mask", "mask.png"], "crossover-a-b", "crossover"),
+    "scribble": (["a.png", "drawn.png"], "scribble-a-drawn", "scribble"),
+    "style-transfer": (
+        ["a.png", "b.png", "--mask", "mask.png", "--style-mask", "mask.png"],
+        "style-transfer-a-b",
+        "style transfer",
+    ),
+    "transfer": (
+        ["a.png", "b.png", "--mask", "mask.png", "--at", "16"],
+        "activation-transfer-a-b",
+        "activation transfer",
+    ),
 }
 FAST = ["--steps", "1", "--set", "noise_steps=1", "--set", "perceptual_weight=0", "--dtype", "bfloat16", "-q"]
 
@@ -362,11 +370,11 @@ def test_commands(folder, capsys, command):
 def test_the_same_command_again_replaces_and_others_get_a_number(folder, capsys):
     command = ["inpaint", "a.png", "--mask", "mask.png", *FAST]
     assert run(capsys, *command)[0] == run(capsys, *command)[0] == 0
-    assert {path.name for path in (folder / "edited").iterdir()} == {"a"}
+    assert {path.name for path in (folder / "edited").iterdir()} == {"inpaint-a"}
     (folder / "other").mkdir()
     save_picture(portrait(glasses=1)[0], "other/a.png")
     assert run(capsys, "inpaint", "other/a.png", *command[2:])[0] == 0
-    assert {path.name for path in (folder / "edited").iterdir()} == {"a", "a-2"}
+    assert {path.name for path in (folder / "edited").iterdir()} == {"inpaint-a", "inpaint-a-2"}
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ class Edit:
     """What one command has to do.
 
     Attributes:
-        task: name of the function in ``fastinv.inversion.local_edits``.
-        pictures, masks: its arguments -> files; the folder of the result is called after the pictures.
+        task: name of the function in ``fastinv.inversion.local_edits``; the folder of the result is called after it and
+            the pictures.
+        pictures, masks: its arguments -> files.
         aim: (pictures, masks, blur) -> the picture that the result is shown beside.
         further: its other arguments.
     """
@@ -192,7 +193,8 @@ def _run(
     settings = {name: value for name, value in result.settings.items() if name not in ("captured", "why_eager")}
     settings |= {"pictures": files, "crop": crop, "command": command(), "device": where.type}
     settings["masks"] = {name: str(path.resolve()) for name, path in edit.masks.items() if path is not None}
-    folder = _folder(out, [path.stem for path in edit.pictures.values()], files)
+    name = "-".join([edit.task.replace("_", "-"), *(path.stem for path in edit.pictures.values())])
+    folder = _folder(out, name, files)
     target = edit.aim(pictures, masks, settings["options"]["mask_blur"])
     title = " + ".join(shown(path.name) for path in edit.pictures.values())
     save(replace(result, settings=settings), target[0], folder, title)
@@ -201,11 +203,11 @@ def _run(
     print(f"{shown(folder)}  PSNR {result.metrics['psnr'][0]:.2f} dB", flush=True)
 
 
-def _folder(out: Path, stems: list[str], files: list[str]) -> Path:
-    """OUT/STEM-STEM; with a number where that is the result of other pictures, or no folder."""
+def _folder(out: Path, name: str, files: list[str]) -> Path:
+    """OUT/NAME; with a number where that is the result of other pictures, or no folder."""
     import json
 
-    number, folder = 1, out / "-".join(stems)
+    number, folder = 1, out / name
     while folder.exists():
         try:
             if json.loads((folder / "result.json").read_text())["settings"]["pictures"] == files:
@@ -214,5 +216,5 @@ def _folder(out: Path, stems: list[str], files: list[str]) -> Path:
             if folder.is_dir() and not any(folder.iterdir()):
                 break
         number += 1
-        folder = out / f"{'-'.join(stems)}-{number}"
+        folder = out / f"{name}-{number}"
     return folder

@@ -15,7 +15,7 @@ from fastinv.inversion.objective import PIXEL_LOSSES
 from fastinv.inversion.spaces import NOISE, Space
 from fastinv.inversion.stopping import Stopping
 from fastinv.inversion.task import Task, check_images, check_masks
-from fastinv.losses import PixelLoss, StyleLoss, load_style, load_trunk, resize_mask
+from fastinv.losses import NoiseRegularizer, PixelLoss, StyleLoss, load_style, load_trunk, resize_mask
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class Image2StyleGANPlusPlus(Method):
             for name, value in task.tables.items()
         }
         terms = super().terms(task, space, target, small["perceptual_mask"])
+        terms = [term for term in terms if term.name != "noise"]  # that is for the second stage
         for index, term in enumerate(terms):
             if term.name == "pixel":
                 loss = PIXEL_LOSSES[self.pixel_loss](target, small["mask"])
@@ -181,6 +182,8 @@ class Image2StyleGANPlusPlus(Method):
                 with torch.no_grad():
                     second = self.picture(task, space.codes(variables))
             terms.append(Term("second", PixelLoss(second, 1 - mask)))
+        if self.noise_weight:
+            terms.append(Term("noise", NoiseRegularizer(), self.noise_weight, "codes"))
         ramp = ramped(self.ramp_up, self.ramp_down)
         stopping = None if self.stop_patience is None else Stopping(None, self.stop_patience, self.stop_plateau)
         return task.optimize(

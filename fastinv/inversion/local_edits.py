@@ -199,7 +199,8 @@ def _from_own_code(G, pictures, target, masks, settings: dict, options: dict) ->
     _check(G, target, masks, settings)  # before the first inversion, not after it
     if options.get("init") is None:
         of_edits = _fields(Image2StyleGANPlusPlus) - _fields(Method)
-        common = {name: value for name, value in options.items() if name not in of_edits | {"space", "init"}}
+        leave = of_edits | {"space", "init", "noise_weight"}
+        common = {name: value for name, value in options.items() if name not in leave}
         settings["init"] = invert(G, pictures, METHOD, "w+", **common).w_plus
         if (checkpoints := options.get("checkpoints")) is not None:  # the first inversion had at most two stages
             settings["checkpoints"] = lambda stage: checkpoints(stage + 2)
