@@ -83,7 +83,7 @@ def invert(
     from fastinv.inversion.task import configure, whole_number
 
     started = time.monotonic()
-    method, steps, dtype, options = apply_preset(preset, method, steps, dtype, _options(set_ or []))
+    method, steps, dtype, options = apply_preset(preset, method, steps, dtype, options_of(set_ or []))
     dtype = dtype or "float32"
     configured, space = configure(METHODS, method, space, steps, options)
     whole_number("--seed", seed, least=0)
@@ -230,7 +230,7 @@ def demo(
             print(out / name / file)
 
 
-def _options(pairs: list[str]) -> dict:
+def options_of(pairs: list[str]) -> dict:
     """``["steps=9", "start=random"]`` -> {"steps": 9, "start": "random"}; values are JSON, else text."""
     options = {}
     for pair in pairs:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastinv.cli.common import Debug, Device, Dtype, Seed, Steps, command, say
-from fastinv.cli.inversion import _options
+from fastinv.cli.inversion import options_of
 from fastinv.errors import UsageError
 from fastinv.files import check_writable, shown
 
@@ -174,7 +174,7 @@ def _run(
     from fastinv.inversion import METHODS, local_edits
     from fastinv.inversion.task import configure, whole_number
 
-    options = _options(set_ or [])
+    options = options_of(set_ or [])
     configure(METHODS, local_edits.METHOD, space, steps, options)
     whole_number("--seed", seed, least=0)
     if crop not in CROPS:
