@@ -93,9 +93,8 @@ class Space:
 
     def codes(self, variables: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The codes of variables."""
-        codes = self._codes(variables)
-        maps = {name.removeprefix(NOISE): value for name, value in variables.items() if name.startswith(NOISE)}
-        return codes | ({"noise": maps} if maps else {})
+        noise = nested(variables).get("noise")
+        return self._codes(variables) | ({"noise": noise} if noise else {})
 
     def finish(self, variables: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The codes to keep: ``codes``, and w_plus in any case."""

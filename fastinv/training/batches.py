@@ -16,7 +16,7 @@ from fastinv.data import faces
 from fastinv.data.pictures import load_picture
 from fastinv.errors import PictureError, UsageError
 from fastinv.files import shown
-from fastinv.training.sources import PICTURE_SUFFIXES
+from fastinv.training.sources import picture_files
 
 # Between two seeds: so many steps, or passes over a folder, later their pictures would be the same. (Not a power of
 # two: torch's generator looks at the lower 32 bits of its seed.)
@@ -98,12 +98,7 @@ class FolderBatches:
         workers: int = 0,
         device: torch.device | str = "cpu",
     ):
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UsageError(f"{shown(folder)} is not a folder of pictures; give a folder or the word faces")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not paths:
-            raise UsageError(f"no pictures in {shown(folder)} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+        folder, paths = Path(folder), picture_files(folder)
         # Held out by name, so that a picture stays on its side when others come and go.
         paths.sort(key=lambda path: zlib.crc32(path.relative_to(folder).as_posix().encode()))
         cut = -(-len(paths) // HELDOUT_SHARE) if len(paths) > 1 else 0

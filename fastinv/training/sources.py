@@ -72,6 +72,21 @@ def faces_attributes(z: torch.Tensor) -> dict[str, torch.Tensor]:
     return faces.attributes_from_uniform((4 * k + 1) / 2**24)
 
 
+def picture_files(folder: str | Path) -> list[Path]:
+    """The picture files of a folder and its subfolders, in order of their names.
+
+    Raises:
+        UsageError: no folder, or no file in it has the name of a picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{shown(folder)} is not a folder of pictures; give a folder or the word faces")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    if not paths:
+        raise UsageError(f"no pictures in {shown(folder)} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+    return paths
+
+
 class FolderSource:
     """Random pictures of a folder (searched with its subfolders), centre-cropped, kept in memory as bytes.
 
@@ -86,12 +101,7 @@ class FolderSource:
     paired = False
 
     def __init__(self, folder: str | Path, resolution: int, z_dim: int, mirror: bool = False, device="cpu"):
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UsageError(f"{shown(folder)} is not a folder of pictures; give a folder or the word faces")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not paths:
-            raise UsageError(f"no pictures in {shown(folder)} (looked for {', '.join(sorted(PICTURE_SUFFIXES))})")
+        paths = picture_files(folder)
         pictures = [load_picture(path, resolution) for path in paths]
         self.images = torch.stack([((p + 1) * 127.5).round().clamp(0, 255).byte() for p in pictures]).to(device)
         self.z_dim, self.mirror, self.device = z_dim, mirror, device
