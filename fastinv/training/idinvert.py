@@ -36,6 +36,7 @@ class IDInvertTraining(EncoderTraining):
 
     measures = ("loss", *PictureLosses.TERMS, "synthetic", "adversarial", "d_loss", "real", "fake", "r1")
     largest = None  # the discriminator sees whole pictures
+    least_generated = 2  # batch normalisation over vectors needs two
 
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
@@ -69,14 +70,9 @@ class IDInvertTraining(EncoderTraining):
         return super().learning_rate_factor(step) * FALL ** (4 * step / self.options.steps)
 
     def iterate(self, images, step):
-        options, real = self.options, len(images)
-        if step < options.synthetic_only:
-            images, real = images[:0], 0
-        shown, codes = images, None
-        if options.synthetic > 0:
-            share = options.batch // self.accelerator.num_processes
-            generated, codes = self.generated(max(2, share if real == 0 else share // 2))
-            shown = torch.cat([images, generated])
+        options = self.options
+        images, shown, codes = self.shown(images, step)
+        real = len(images)
         w_plus = self.encoder.encode(shown)
         loss, values = 0.0, {}
         if real:

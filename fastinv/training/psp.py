@@ -37,6 +37,7 @@ class EncoderTraining(Trainable):
     """
 
     largest: int | None = FULL_SIZE
+    least_generated = 1  # pictures a step, where there are any
 
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
@@ -71,6 +72,19 @@ class EncoderTraining(Trainable):
     def save(self, folder, prefix, facts):
         facts = facts | {"generator_sha256": network_hash(self.G), "perceptual": self.losses.facts}
         save_network(self.final("encoder"), folder / f"{prefix}encoder.safetensors", torch.float16, facts)
+
+    def shown(self, images: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the encoder sees in a step: (the real pictures that take part, these and generated ones, codes w_plus of
+        the generated ones or None where there are none).
+        """
+        options = self.options
+        if step < options.synthetic_only:
+            images = images[:0]
+        if options.synthetic <= 0:
+            return images, images, None
+        share = options.batch // self.accelerator.num_processes
+        generated, codes = self.generated(max(self.least_generated, share // 2 if len(images) else share))
+        return images, torch.cat([images, generated]), codes
 
     @torch.no_grad()
     def generated(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,15 +144,8 @@ class PSPTraining(EncoderTraining):
         return {}
 
     def iterate(self, images, step):
-        options, real = self.options, len(images)
-        if step < options.synthetic_only:
-            images, real = images[:0], 0
-        generated, codes = None, None
-        if options.synthetic > 0:
-            share = options.batch // self.accelerator.num_processes
-            generated, codes = self.generated(max(1, share if real == 0 else share // 2))
-        shown = images if generated is None else torch.cat([images, generated])
-        values = {}
+        images, shown, codes = self.shown(images, step)
+        real, values = len(images), {}
         for w_plus in self.passes(self.encoder, shown, **self.encoder_options(step)):
             loss, values = self._loss(w_plus, images, codes, step)
             loss.backward()  # ReStyle: gradients of all passes add up
