@@ -79,7 +79,7 @@ def ours(G, network, target, w_plus, dtype, steps: int, graph) -> tuple[float, s
     P = G.prepare(dtype)
     terms = [Term("pixel", PixelLoss(target, None)), Term("lpips", LPIPS(target, network, dtype=dtype))]
     trace = optimize(
-        {"w": w_plus}, lambda v: P.synthesis(v["w"]), terms, steps=steps, learning_rate=0.05, graph=graph
+        {"w": w_plus}, lambda v, _: (P.synthesis(v["w"]), v["w"]), terms, steps=steps, learning_rate=0.05, graph=graph
     )  # fmt: skip
     wait(target.device)
     spent = time.perf_counter() - start

@@ -585,6 +585,31 @@ def test_help_is_quick():
     assert 0.05 < best < 0.5
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_while_an_object_is_destroyed(number, status):
+    """What a signal's handler raises in a finalizer is ignored by Python; the command ends all the same."""
+    code = f"""
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import fastinv.cli as cli
+class Destroyed:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+def command(*arguments, **options):
+    Destroyed()
+    time.sleep(30)
+cli.typer.main.get_command = lambda app: type("Command", (), {{"main": staticmethod(command)}})
+sys.argv = ["fastinv"]
+sys.exit(cli.main())
+"""
+    running = process("-c", code)
+    try:
+        _, err = running.communicate(timeout=20)
+    finally:
+        running.kill()
+    assert running.returncode == status and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("number", "status", "says"), [(signal.SIGINT, 130, ["fastinv: interrupted"]), (signal.SIGTERM, 143, [])]
 )

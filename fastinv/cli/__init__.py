@@ -7,8 +7,10 @@ Only light imports at the top: `fastinv --help` does not import torch.
 """
 
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from typing import Annotated
@@ -66,9 +68,23 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what Pillow has to say is in our one line
     if arguments is None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+        sys.unraisablehook = _end_after_all
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(arguments)
+
+
+def _end_after_all(unraisable) -> None:
+    """A signal that arrives while an object is destroyed raises there, where Python ignores what is raised: the arena's
+    blocks return that way in every step. Send it again, a moment later.
+    """
+    ends = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+    if unraisable.exc_type in ends:
+        again = threading.Timer(0.01, os.kill, (os.getpid(), ends[unraisable.exc_type]))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _show_warning(message, category, *place) -> None:
