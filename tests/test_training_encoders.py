@@ -329,6 +329,30 @@ def test_heads_of_e4e_that_have_not_learned_give_no_offset(trainable):
         assert (w_plus[:, 1] == w_plus[:, 0]).all() == (step < 3)
 
 
+def test_training_starts_from_the_weights_of_another_encoder(trainable, tmp_path, capsys):
+    first, images = trainable("psp", "--seed", "1"), FaceBatches(16, 4).heldout(4)
+    first.save(tmp_path, "", {})
+    start = ("--start", str(tmp_path / "encoder.safetensors"))
+    codes = trainable("psp", *start).code(images)
+    assert torch.allclose(codes, first.code(images), atol=0.02)  # the file is in half precision
+    assert not torch.allclose(codes, trainable("psp").code(images), atol=0.1)
+
+    later = trainable("e4e", *start)
+    codes = later.code(images)
+    assert torch.allclose(codes[:, 0], first.code(images)[:, 0], atol=0.02)
+    assert (codes == codes[:, :1]).all()  # what were styles in pSp would be offsets here
+    with torch.no_grad():
+        later.encoder.styles[1].linear.bias.fill_(0.5)
+    later.save(tmp_path, "", {})
+    assert torch.allclose(trainable("e4e", *start).code(images), later.code(images), atol=0.02)  # e4e's own stay
+
+    count = len(later.encoder.state_dict()) - 1
+    assert capsys.readouterr().out.count(f"{count} of {count} tensors from ") == 3
+    trainable("idinvert").save(tmp_path, "", {})
+    with pytest.raises(UsageError, match="has no weights of the names and shapes"):
+        trainable("psp", *start)
+
+
 def test_the_code_terms_of_e4e_look_at_the_active_styles(trainable):
     learner = trainable("e4e", "--delta", "0.5", "--adversarial", "0.25")
     w_plus = torch.randn(5, learner.G.num_ws, 8, dtype=torch.float32)

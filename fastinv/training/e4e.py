@@ -42,9 +42,20 @@ class E4ETraining(psp.PSPTraining):
 
     def new_encoder(self):
         encoder = super().new_encoder()
-        for head in encoder.styles[1:]:  # no offsets from heads that have not learned yet, in validation or in files
-            nn.init.zeros_(head.linear.weight)
+        if not self.options.start:
+            self.without_offsets(encoder)
         return encoder
+
+    def take_over(self, encoder, other):
+        super().take_over(encoder, other)
+        if not isinstance(other, (Encoder4Editing, ReStyleE4E)):  # its heads give styles, not offsets
+            self.without_offsets(encoder)
+
+    def without_offsets(self, encoder: nn.Module) -> None:
+        """No offsets from heads that have not learned yet, in validation or in files."""
+        for head in encoder.styles[1:]:
+            nn.init.zeros_(head.linear.weight)
+            nn.init.zeros_(head.linear.bias)
 
     def stage(self, step: int) -> int:
         """How many styles have their own offset in a step: 0 at first, all num_ws - 1 at the end."""
