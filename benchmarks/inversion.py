@@ -1,21 +1,29 @@
-"""All inversion methods side by side on held-out renders: distortion, perceptual distance, attributes, time.
+"""All inversion methods side by side on held-out renders: distortion, perceptual distance, attributes, edits, time.
 
     python benchmarks/inversion.py [--rows NAME,...] [--count 50] [--out benchmarks/results/inversion]
     python benchmarks/inversion.py --table
 
 Each row is a method with its defaults (or what ``ROWS`` says) on the embedded generator, on the same ``count`` held-out
 portraits, pictures in batches of ``--batch``. Rows are measured one by one, each leaving OUT/<row>.json, so that a run
-can be split; ``--table`` makes OUT/table.md of those that are there.
+can be split; ``--table`` makes OUT/table.md of those that are there. ``alae`` has a generator of its own.
 
 Codes are rendered again by the generator itself in float32, whatever the arithmetic of the search, and measured on the
 clamped picture: mse and psnr (range 2), ssim, ``features`` (mean squared difference of the attribute network's feature
-maps, the perceptual distance here, which most methods minimise) and ``attributes``: |read from the reconstruction -
-true| / standard deviation, mean of the 16 attributes, as the attribute network reads them. Read from the targets
-themselves that is the row ``targets``. ``seconds`` are CPU time per picture on one thread (OMP_NUM_THREADS=1), with
-everything; ``steps`` the updates.
+maps, the perceptual distance here, which most methods minimise), ``identity`` (cosine of that network's embeddings) and
+``attributes``: |read from the reconstruction - true| / standard deviation, mean of the 16 attributes, as the attribute
+network reads them. Read from the targets themselves that is the row ``targets``.
+
+Every code is edited along 16 directions, one for each attribute, by 1.5 of its standard deviations (see
+``fastinv.evaluation.edit_scores``): ``moved`` is the share of the change that was asked for, ``leaked`` the mean change
+of the other attributes in their deviations, ``edited`` the share of edits that moved at least 0.5 and leaked at most
+0.25. Row ``mapped codes``: those numbers for codes from the mapping network, a bound for what the directions can do.
+``lec`` (with --lec, which takes a second inversion): latent editing consistency, 0 is perfect.
+
+``seconds`` are CPU time per picture on one thread (OMP_NUM_THREADS=1), with everything; ``steps`` the updates.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -25,10 +33,13 @@ from harness import ROOT, facts, markdown, write
 
 import fastinv
 from fastinv.data import faces
+from fastinv.evaluation import attribute_directions, edit_scores, latent_editing_consistency
+from fastinv.latents import expand, mapped_samples
 from fastinv.losses import PerceptualLoss, load_trunk, mse, psnr, ssim
 from fastinv.models.attributes import load_attribute_network
 
 OUT = ROOT / "benchmarks" / "results" / "inversion"
+EDIT = 1.5  # standard deviations of the attribute
 ROWS: dict[str, dict] = {
     "image2stylegan z": {"space": "z"},
     "image2stylegan w": {"space": "w"},
@@ -39,13 +50,19 @@ ROWS: dict[str, dict] = {
     "image2stylegan++": {"method": "image2stylegan++"},
     "projector": {"method": "projector"},
     "p-norm": {"method": "p-norm"},
-    "stylegan-encoder": {"method": "stylegan-encoder"},
+    "stylegan-encoder": {"method": "stylegan-encoder", "init": "faces64-psp"},
     "idinvert": {"method": "idinvert"},
     "pti": {"method": "pti"},
     "preset fast": {"preset": "fast"},
     "preset balanced": {"preset": "balanced"},
     "preset best": {"preset": "best"},
+    "psp": {"method": "psp"},
+    "e4e": {"method": "e4e"},
+    "idinvert-encoder": {"method": "idinvert-encoder"},
+    "alae": {"method": "alae"},
 }
+REFERENCES = ("targets", "mapped codes")  # rows that are no method
+GENERATORS = {"alae": "faces64-alae"}  # of the rows whose generator is not faces64
 
 
 class Judge:
@@ -55,6 +72,7 @@ class Judge:
         self.images, self.attributes = images, attributes
         self.network = load_attribute_network()
         self.features = PerceptualLoss(images, load_trunk("attributes")[0])
+        self.embedding = self.network.embedding(images)
 
     @torch.no_grad()
     def __call__(self, found: torch.Tensor) -> dict[str, float]:
@@ -66,34 +84,78 @@ class Judge:
         return {
             "mse": float(mse(found, self.images).mean()), "psnr": float(psnr(found, self.images).mean()),
             "ssim": float(ssim(found, self.images).mean()), "features": float(self.features(found).mean()),
+            "identity": float(torch.cosine_similarity(self.network.embedding(found), self.embedding).mean()),
             "attributes": float(torch.stack(errors).mean()),
         }  # fmt: skip
 
+    def edits(self, parts: list[tuple], directions: torch.Tensor) -> dict:
+        """Means of the edit scores of (render, codes)."""
+        scores = [edit_scores(render, codes, directions, self.network, EDIT) for render, codes in parts]
+        scores = {name: torch.cat([part[name] for part in scores]).double() for name in scores[0]}
+        each = {name: dict(zip(faces.NAMES, value.mean(0).tolist(), strict=True)) for name, value in scores.items()}
+        means = {name: float(value.mean()) for name, value in scores.items()}
+        return {"moved": means["moved"], "leaked": means["leaked"], "edited": means["done"], "each edit": each}
 
-def measure(row: str, G, images: torch.Tensor, judge: Judge, batch: int, dtype: str, encoder) -> dict:
+
+def renderer(result, G):
+    """Codes near a result's -> pictures, by its noise maps, features and tuned weights."""
+    return lambda w_plus: dataclasses.replace(result, w_plus=w_plus).render(G)
+
+
+def measure(row: str, images: torch.Tensor, judge: Judge, batch: int, dtype: str, consistency: bool) -> dict:
     """One row of the table."""
     if row == "targets":
         return {"row": row, **judge(images), "seconds": 0.0, "steps": 0.0}
-    arguments = {"dtype": dtype, "progress": False, **ROWS[row]}
-    if arguments.get("method") in ("idinvert", "stylegan-encoder") and encoder:
-        arguments["init" if arguments["method"] == "stylegan-encoder" else "encoder"] = encoder
+    G = fastinv.load_generator(GENERATORS.get(row, "faces64"))
+    directions = attribute_directions(G, judge.network)
+    if row == "mapped codes":
+        codes = expand(mapped_samples(G, len(images), seed=1).float(), G.num_ws)
+        return {"row": row, **judge.edits([(G.synthesis, codes)], directions)}
+
+    def find(part: torch.Tensor):
+        return fastinv.invert(G, part, dtype=dtype, progress=False, **ROWS[row])
+
     started = time.process_time()
-    results = [fastinv.invert(G, part, **arguments) for part in images.split(batch)]
+    results = [find(part) for part in images.split(batch)]
     seconds = (time.process_time() - started) / len(images)
     found = torch.cat([result.render(G) for result in results])
     steps = [count for result in results for count in result.metrics["steps"]]
     settings = results[0].settings
-    return {
+    measured = {
         "row": row, **judge(found), "seconds": seconds, "steps": sum(steps) / len(steps),
         "dtype": settings["dtype"], "space": settings["space"], "options": settings["options"],
         "each psnr": psnr(found, images).tolist(),
     }  # fmt: skip
+    if settings["space"] == "s":  # its codes are no w
+        return measured
+    parts = [(renderer(result, G), result.w_plus) for result in results]
+    measured |= judge.edits(parts, directions)
+    if consistency:
+        measured["lec"] = float(consistencies(G, results, directions, judge, find).mean())
+    return measured
+
+
+def consistencies(G, results: list, directions: torch.Tensor, judge: Judge, find) -> torch.Tensor:
+    """Latent editing consistency of each picture, by the edit of one attribute, another one from picture to picture."""
+    values, first = [], 0
+    for result in results:
+        chosen = torch.arange(first, first + len(result)) % len(directions)
+        read = judge.network.standardised(result.render(G)).gather(1, chosen[:, None])
+        edits = EDIT * torch.where(read > 0, -1.0, 1.0) * directions[chosen]
+        values.append(latent_editing_consistency(
+            lambda images: find(images).w_plus, renderer(result, G), result.w_plus, edits, G
+        ))  # fmt: skip
+        first += len(result)
+    return torch.cat(values)
 
 
 def table(folder: Path) -> str:
     """Markdown of all rows there."""
-    columns = ("row", "mse", "psnr", "ssim", "features", "attributes", "seconds", "steps", "dtype")
-    order = ["targets", *ROWS]
+    columns = (
+        "row", "mse", "psnr", "ssim", "features", "identity", "attributes", "moved", "leaked", "edited", "lec",
+        "seconds", "steps", "dtype",
+    )  # fmt: skip
+    order = [*REFERENCES, *ROWS]
     found = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
     rows = [part for part in found.values() if part.get("row") in order]
     rows.sort(key=lambda part: order.index(part["row"]))
@@ -102,23 +164,22 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(["targets", *ROWS]), help="rows to measure, separated by commas")
+    parser.add_argument("--rows", default=",".join([*REFERENCES, *ROWS]), help="rows to measure, separated by commas")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--dtype", default="auto", help="arithmetic of the search")
-    parser.add_argument("--encoder", help="name or file of the encoder for idinvert and stylegan-encoder")
+    parser.add_argument("--lec", action="store_true", help="also the latent editing consistency")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="only make the table of what was measured")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
-        G = fastinv.load_generator("faces64")
-        images, attributes = faces.sample(options.count, seed=0, split="heldout", resolution=G.resolution)
+        images, attributes = faces.sample(options.count, seed=0, split="heldout")
         judge = Judge(images, attributes)
         for row in options.rows.split(","):
-            if row not in ("targets", *ROWS):
+            if row not in (*REFERENCES, *ROWS):
                 parser.error(f"no row is called {row!r}; the rows are {', '.join(ROWS)}")
-            result = measure(row, G, images, judge, options.batch, options.dtype, options.encoder)
+            result = measure(row, images, judge, options.batch, options.dtype, options.lec)
             result |= {"count": options.count, "facts": facts(torch.device("cpu"))}
             write(options.out / f"{row.replace(' ', '_')}.json", result)
             print({name: value for name, value in result.items() if isinstance(value, (str, float))}, flush=True)

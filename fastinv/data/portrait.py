@@ -28,6 +28,8 @@ IRIS, PUPIL, TEETH = (0.20, 0.42, 0.50), (0.05, 0.05, 0.07), (0.99, 0.98, 0.95)
 class Portrait:
     """A canvas [n, 3, R, R] in 0..1 with the picture plane x, y in -1..1 (y down), and one method per layer."""
 
+    channels, dtype = 3, torch.float32  # of what ``paint`` gives
+
     def __init__(self, attributes: dict[str, Tensor], resolution: int):
         self.a = {name: column.view(-1, 1, 1, 1) for name, column in attributes.items()}
         self.pixel = 2 / resolution / ZOOM
@@ -97,14 +99,30 @@ class Portrait:
         lx, ly, lz = self.light
         return (nx * lx + ny * ly + nz * lz).mul_(0.62).add_(0.38).clamp_(0, 1)
 
-    def lay(self, colour: Tensor, mask: Tensor, rows: slice = slice(None)) -> None:
-        """Paint colour [n, 3, 1|h, 1|R] over the canvas rows with opacity mask [n, 1, h, R]."""
+    # ---- the canvas; `fastinv.data.parts` has another one, of labels
+
+    def fill(self, colour: Tensor, part: str) -> None:
+        """Begin a canvas with colour [n, 3, R, R]."""
+        self.canvas = colour
+
+    def lay(self, colour: Tensor, mask: Tensor, rows: slice = slice(None), part: str | None = None) -> None:
+        """Paint colour [n, 3, 1|h, 1|R] over the canvas rows with opacity mask [n, 1, h, R]; it is of a part of the
+        portrait, or is light and shade (None).
+        """
         self.canvas[:, :, rows].lerp_(colour, mask)
+
+    def cut(self, mask: Tensor, behind: Tensor) -> None:
+        """Keep the canvas within mask [n, 1, R, R]; outside is the canvas ``behind``."""
+        self.canvas = behind.lerp_(self.canvas, mask)
 
     # ---- layers
 
     def paint(self) -> Tensor:
         """All layers; the picture [n, 3, R, R] in 0..1."""
+        self.paint_layers()
+        return self.canvas.clamp_(0, 1)
+
+    def paint_layers(self) -> None:
         self.paint_background()
         self.paint_back_hair()
         self.paint_body()
@@ -114,15 +132,14 @@ class Portrait:
         self.paint_nose()
         self.paint_mouth()
         self.paint_eyes()
-        self.canvas = scene.lerp_(self.canvas, self.cover(self.outside))
+        self.cut(self.cover(self.outside), scene)
         self.paint_ears()
         self.paint_front_hair()
         self.paint_glasses()
-        return self.canvas.clamp_(0, 1)
 
     def paint_background(self) -> None:
         glow = (self.x - 0.5 * self.a["light"]).square() + (self.y + 0.3).square()
-        self.canvas = self.background * (1.08 - 0.17 * glow)
+        self.fill(self.background * (1.08 - 0.17 * glow), "background")
 
     def hair_outline(self) -> tuple[Tensor, Tensor]:
         """Distances to the hair cap round the skull and to the hair that falls behind and beside the face."""
@@ -141,7 +158,7 @@ class Portrait:
         self.hair_cap, self.hair_fall = self.hair_outline()
         mask = self.cover(torch.minimum(torch.maximum(self.hair_cap, self.down - 0.05), self.hair_fall), 0.01)
         shade = 0.42 + 0.25 * self.lambert(self.sides / 0.8, self.down / 1.2, 0.6)
-        self.lay(self.hair * shade, mask)
+        self.lay(self.hair * shade, mask, part="hair")
 
     def paint_body(self) -> None:
         x = self.x - 0.4 * self.head_x
@@ -151,18 +168,18 @@ class Portrait:
         neck = neck_x.abs() - 0.165 - 0.9 * (y - 0.52).clamp(min=0).square()
         light = self.lambert(neck_x / 0.35, 0.0, 0.75)
         shadow = 1 - 0.32 * torch.exp(-((y - self.head_y - 0.52) / 0.15).square())
-        self.lay(self.skin * ((0.60 + 0.38 * light) * shadow), self.cover(neck), rows)
+        self.lay(self.skin * ((0.60 + 0.38 * light) * shadow), self.cover(neck), rows, "neck")
         shoulders = (x / 0.92).square() + ((y - 1.17) / 0.52).square()
         collar = (neck_x / 0.25).square() + ((y - 0.64) / 0.16).square()
         cloth = torch.maximum((shoulders.sqrt() - 1) * 0.6, (1 - collar.sqrt()) * 0.2)
         light = self.lambert(x / 0.9, (y - 1.3) / 0.8, 0.6)
-        self.lay(self.shirt * (0.58 + 0.45 * light), self.cover(cloth), rows)
+        self.lay(self.shirt * (0.58 + 0.45 * light), self.cover(cloth), rows, "clothes")
 
     def paint_skin(self) -> None:
         light = self.lambert(*self.normal)
         self.face_light = light
         dark = self.skin * self.colour((0.62, 0.50, 0.50))
-        self.canvas = torch.lerp(dark, self.skin * 1.06, light)
+        self.fill(torch.lerp(dark, self.skin * 1.06, light), "face")
         rows = self.rows(-0.15, 0.5)
         u, v = self.u[:, :, rows], self.v[:, :, rows]
         blush = torch.exp(-((u.abs() - 0.27) / 0.10).square() - ((v - 0.13 + 0.02 * self.a["smile"]) / 0.075).square())
@@ -178,7 +195,7 @@ class Portrait:
         mouth = (u / 0.145).square() + ((v - 0.312) / 0.062).square()
         mask = self.cover(line - v, 0.045) * self.cover((1 - mouth.sqrt()) * 0.09, 0.02)
         colour = self.hair * 0.82 * (0.50 + 0.55 * self.face_light[:, :, rows])
-        self.lay(colour, mask * (1.05 * self.a["beard"]).clamp(max=0.95), rows)
+        self.lay(colour, mask * (1.05 * self.a["beard"]).clamp(max=0.95), rows, "beard")
 
     def paint_nose(self) -> None:
         rows = self.rows(-0.35, 0.4)
@@ -192,11 +209,11 @@ class Portrait:
         shadow = torch.exp(-((ridge + 0.06 * lx) / 0.05).square()) * span * along
         self.lay(self.skin * self.colour((0.62, 0.46, 0.45)), shadow * (0.25 + 0.45 * lx.abs()), rows)
         under = ((self.x - tip_x) / 0.085).square() + ((y - tip_y - 0.035) / 0.05).square()
-        self.lay(self.skin * self.colour((0.58, 0.38, 0.38)), self.cover((under.sqrt() - 1) * 0.06, 0.012) * 0.8, rows)
+        shadow = self.cover((under.sqrt() - 1) * 0.06, 0.012) * 0.8
+        self.lay(self.skin * self.colour((0.58, 0.38, 0.38)), shadow, rows, "nose")
         ball = ((self.x - tip_x) / 0.075).square() + ((y - tip_y) / 0.058).square()
-        self.lay(
-            self.skin * (0.80 + 0.26 * self.face_light[:, :, rows]), self.cover((ball.sqrt() - 1) * 0.06, 0.015), rows
-        )
+        mask = self.cover((ball.sqrt() - 1) * 0.06, 0.015)
+        self.lay(self.skin * (0.80 + 0.26 * self.face_light[:, :, rows]), mask, rows, "nose")
         spot = torch.exp(-((self.x - tip_x - 0.025 * lx) / 0.03).square() - ((y - tip_y + 0.018) / 0.026).square())
         self.lay(self.colour(WHITE), spot * 0.45, rows)
 
@@ -215,12 +232,12 @@ class Portrait:
         lips = torch.maximum(upper - 0.034 * body - v, v - lower - 0.044 * body)
         pink = torch.lerp(self.skin * 0.66, self.colour((0.82, 0.24, 0.27)), 0.62)
         light = self.face_light[:, :, rows]
-        self.lay(pink * (0.72 + 0.33 * light), self.cover(lips) * within, rows)
+        self.lay(pink * (0.72 + 0.33 * light), self.cover(lips) * within, rows, "lips")
         inside = self.cover(torch.maximum(upper - v, v - lower) - 0.008 * body)
-        self.lay(self.skin * self.colour((0.34, 0.14, 0.15)), inside * within, rows)
+        self.lay(self.skin * self.colour((0.34, 0.14, 0.15)), inside * within, rows, "mouth")
         teeth = torch.maximum(upper + 0.004 - v, v - lower + 0.25 * opening)
         teeth = self.cover(teeth) * within * (opening * 40).clamp(max=1)
-        self.lay(self.colour(TEETH) * (0.80 + 0.2 * light), teeth, rows)
+        self.lay(self.colour(TEETH) * (0.80 + 0.2 * light), teeth, rows, "mouth")
 
     def paint_eyes(self) -> None:
         rows = self.rows(-0.5, 0.32)
@@ -237,19 +254,19 @@ class Portrait:
             socket = torch.exp(-(across / 0.13).square() - ((v + 0.075) / 0.08).square())
             self.lay(self.skin * self.colour((0.62, 0.46, 0.46)), socket.mul_(0.38), rows)
             eye = self.cover(torch.maximum(upper - v, v - lower)) * (t2 < 1)
-            self.lay(self.colour(WHITE) * (0.80 + 0.20 * light), eye, rows)
+            self.lay(self.colour(WHITE) * (0.80 + 0.20 * light), eye, rows, "eyes")
             gaze_x = across - 0.056 * self.a["gaze"]
             distance = (gaze_x.square() + (v + 0.068).square()).sqrt()
-            self.lay(self.colour(IRIS), eye * self.cover(distance - 0.060), rows)
-            self.lay(self.colour(PUPIL), eye * self.cover(distance - 0.034), rows)
+            self.lay(self.colour(IRIS), eye * self.cover(distance - 0.060), rows, "irises")
+            self.lay(self.colour(PUPIL), eye * self.cover(distance - 0.034), rows, "irises")
             glint = ((gaze_x - 0.02).square() + (v + 0.09).square()).sqrt()
             self.lay(self.colour(WHITE), eye * self.cover(glint - 0.019), rows)
             lid = torch.maximum((v - upper).abs() - 0.017, across.abs() - 0.120)
-            self.lay(lash, self.cover(lid), rows)
+            self.lay(lash, self.cover(lid), rows, "eyes")
             rise = 0.03 * eye_open + 0.012 * smile
             brow = -0.212 - rise + 0.042 * (across / 0.12).square()
             stroke = torch.maximum((v - brow).abs() - 0.026, across.abs() - 0.125)
-            self.lay(self.hair * 0.62, self.cover(stroke, 0.006) * 0.9, rows)
+            self.lay(self.hair * 0.62, self.cover(stroke, 0.006) * 0.9, rows, "brows")
 
     def paint_ears(self) -> None:
         rows = self.rows(-0.3, 0.4)
@@ -264,7 +281,7 @@ class Portrait:
             ring = ((self.x - ear_x) / 0.075).square() + ((y - ear_y) / 0.125).square()
             mask = self.cover((ring.sqrt() - 1) * 0.09) * (1 - inside * (1 - near))
             light = self.lambert(0.6 * side, 0.0, 0.7)
-            self.lay(self.skin * (0.62 + 0.36 * light), mask, rows)
+            self.lay(self.skin * (0.62 + 0.36 * light), mask, rows, "ears")
             hollow = mask * self.cover((ring.sqrt() - 0.5) * 0.09, 0.02)
             self.lay(self.skin * self.colour((0.58, 0.36, 0.36)), hollow * 0.7, rows)
 
@@ -283,7 +300,7 @@ class Portrait:
         sheen = torch.exp(-((ny + 0.62 + 0.25 * (nx - 0.4 * self.a["light"]).square()) / 0.13).square())
         waves = torch.cos(3.2 * part + 2 * v)
         shade = 0.58 + 0.44 * light + 0.04 * waves + 0.16 * sheen
-        self.lay(self.hair * shade + 0.07 * sheen, mask)
+        self.lay(self.hair * shade + 0.07 * sheen, mask, part="hair")
 
     def paint_glasses(self) -> None:
         rows = self.rows(-0.5, 0.35)
@@ -296,7 +313,7 @@ class Portrait:
         mask = self.cover(frame) * self.cover(self.outside[:, :, rows] - 0.01)
         glass = self.cover((ring - 1) * 0.152)
         self.lay(self.colour((0.85, 0.93, 1.0)), glass * (0.14 * self.a["glasses"]), rows)
-        self.lay(self.colour(FRAME), mask * self.a["glasses"], rows)
+        self.lay(self.colour(FRAME), mask * self.a["glasses"], rows, "glasses")
 
 
 def _palette(colours: tuple, position: Tensor) -> Tensor:
