@@ -143,7 +143,7 @@ def consistencies(G, results: list, directions: torch.Tensor, judge: Judge, find
         read = judge.network.standardised(result.render(G)).gather(1, chosen[:, None])
         edits = EDIT * torch.where(read > 0, -1.0, 1.0) * directions[chosen]
         values.append(latent_editing_consistency(
-            lambda images: find(images).w_plus, renderer(result, G), result.w_plus, edits, G
+            lambda images: find(images.clamp(-1, 1)).w_plus, renderer(result, G), result.w_plus, edits, G
         ))  # fmt: skip
         first += len(result)
     return torch.cat(values)

@@ -17,6 +17,7 @@ _LAZY = {  # public name -> module that defines it
     "load_encoder": "checkpoints",
     "load_attribute_network": "models.attributes",
     "invert": "inversion",
+    "translate": "inversion.translate",
     "InversionResult": "inversion",
     "METHODS": "inversion",
 }

@@ -70,7 +70,7 @@ def test_convert(folder, capsys):
         (["x" * 300, "out.safetensors"], "File name too long"),
         ([".", "out.safetensors"], "is a folder"),
         (["stylegan2/ffhq", "out.safetensors"], "fastinv models stylegan2/ffhq --download"),
-        (["faces64", "out.safetensors", "--network", "encoder"], "not with an encoder"),
+        (["faces64", "out.safetensors", "--network", "encoder"], "give the encoder faces64-psp"),
         (["good.pt", "out.onnx"], "says no format"),
         (["good.pt", "out"], "says no format"),
         (["good.pt", "out.safetensors", "--format", "magic"], "'magic'"),
@@ -245,6 +245,13 @@ def test_models(folder, capsys):
     assert (status, err) == (0, "")
     for fact in ("1024 x 1024", "non-commercial", "381,624,121 bytes", 'load_generator("stylegan2-ada/ffhq")', "here"):
         assert fact in out
+    status, out, err = run(capsys, "models", "--json")
+    listed = {model["name"]: model for model in json.loads(out)}
+    assert (status, err) == (0, "") and list(listed) == [*registry.BUNDLED, *registry.PUBLIC]
+    assert listed["faces64-psp"]["bundled"] and listed["faces64-psp"]["of"] == "faces64"
+    assert listed["faces64-psp"]["files"] == [str(registry.BUNDLED["faces64-psp"].file("encoder"))]
+    assert not listed["stylegan2/ffhq"]["bundled"] and listed["stylegan2/ffhq"]["files"] == []
+    assert json.loads(run(capsys, "models", "e4e/ffhq", "--json")[1]) == [listed["e4e/ffhq"]]
     assert run(capsys, "models", "faces64", "--download")[:2] == run(capsys, "models", "faces64")[:2]  # it is here
     assert files(folder) == set()
 
@@ -252,6 +259,7 @@ def test_models(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["stylegan2/ffhq", "--download", "--json"], "--json is for lists"),
         (["--download"], "--download needs the name of a model"),
         (["stylegan2/fhq"], "did you mean stylegan2/ffhq"),
         (["nobody"], "`fastinv models` lists them"),

@@ -14,6 +14,7 @@ from fastinv.inversion import METHODS, InversionResult, invert
 from fastinv.inversion.checkpoint import Checkpoints
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.loop import Trace, ramped
+from fastinv.inversion.method import Method
 from fastinv.inversion.objective import build_terms, find_encoder
 from fastinv.inversion.precision import prepare
 from fastinv.inversion.spaces import NAMES
@@ -28,7 +29,9 @@ from fastinv.models.stylegan2 import Generator
 SIDE = 16
 SAMPLES = 2000  # of W, for P-norm
 # The others have tests of their own: pti optimises weights and not codes, image2stylegan++ has two stages and tasks.
-NAMES_HERE = [name for name in METHODS if name not in ("pti", "image2stylegan++")]
+# Those without optimisation have, too.
+OTHERS = ("pti", "image2stylegan++")
+NAMES_HERE = [name for name, method in METHODS.items() if issubclass(method, Method) and name not in OTHERS]
 CASES = [(name, space) for name in NAMES_HERE for space in METHODS[name].spaces]
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fastinv.checkpoints import registry
-from fastinv.checkpoints.registry import BUNDLED, PUBLIC, cache_folder, cache_path, cached, facts, find, overview
+from fastinv.checkpoints import load_generator, network_hash, open_checkpoint, registry
+from fastinv.checkpoints.listing import facts, overview, records
+from fastinv.checkpoints.load import KINDS, load_encoder, resolve
+from fastinv.checkpoints.registry import BUNDLED, PUBLIC, BundledModel, cache_folder, cache_path, cached, find
 from fastinv.errors import CheckpointError
+from fastinv.inversion import METHODS
 
 CONTENT = b"weights" * 1000
 LINKED = replace(
@@ -149,7 +152,10 @@ def test_the_cache_folder(monkeypatch):
 def test_the_overview_names_everything(tmp_path):
     put(BY_HAND, tmp_path)
     lines = overview(tmp_path).splitlines()
-    assert lines[0].startswith("faces64  64 x 64  7.")
+    assert re.match(r"faces64 +64 x 64  10\.\d MB .*, default$", lines[0])
+    for name, model in BUNDLED.items():
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert model.description in line and (f"for {model.of}" in line) == (model.of is not None)
     for name, model in PUBLIC.items():
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert str(model.resolution) in line and model.domain in line
@@ -165,6 +171,10 @@ def test_the_facts_of_a_model(name, tmp_path):
     model = BUNDLED.get(name) or PUBLIC[name]
     assert text.splitlines()[0] == name and model.licence in text and f"{model.resolution} x" in text
     assert f'fastinv.load_generator("{name}")' in text or "generator" not in model.kinds
+    assert all(f'fastinv.load_{kind}("{name}")' in text for kind in model.kinds)
+    if name in BUNDLED:
+        assert all(str(model.file(kind)) in text for kind in model.kinds)
+        assert (f"--method {model.method}" in text) == (model.method is not None)
     if name in PUBLIC:
         assert model.page in text and (model.sha256 or "not known") in text and "None" not in text
         assert (f"fastinv models {name} --download" in text) == (model.url is not None)
@@ -175,3 +185,43 @@ def test_the_facts_of_a_model(name, tmp_path):
 def test_facts_of_nothing():
     with pytest.raises(CheckpointError, match="did you mean e4e/ffhq"):
         facts("e4e/ffh")
+    with pytest.raises(CheckpointError, match="did you mean e4e/ffhq"):
+        records("e4e/ffh")
+
+
+# The bundled ones
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_bundled_model_has_its_files(name):
+    model = BUNDLED[name]
+    assert model.name == name and model.kinds and set(model.kinds) <= set(KINDS) and model.licence
+    for kind in model.kinds:
+        assert open_checkpoint(model.file(kind)).networks.keys() == {kind} and resolve(name, kind) == model.file(kind)
+    assert resolve(name) == model.file(model.kinds[0])
+    assert "generator" in BUNDLED[model.generator].kinds and (model.of is None or "generator" not in model.kinds)
+    assert ("encoder" in model.kinds) == (model.method is not None)
+
+
+def test_a_bundled_encoder_is_one_of_its_method_and_for_its_generator():
+    for name, model in BUNDLED.items():
+        if "encoder" in model.kinds:
+            E, G = load_encoder(name), load_generator(model.generator)
+            assert type(E) in METHODS[model.method].encoders and E.origin == name
+            assert (E.num_ws, E.w_dim, model.resolution) == (G.num_ws, G.w_dim, G.resolution)
+            assert E.generator_sha256 in (network_hash(G), None)
+            if model.of is not None:
+                assert E.generator_sha256 is not None
+
+
+def test_a_bundled_model_without_that_network(monkeypatch):
+    alae = BundledModel("own", "", 64, "", ("generator", "encoder"), None, "alae")
+    monkeypatch.setitem(BUNDLED, "own", alae)
+    for name, kind, says in (
+        ("faces64-psp", "generator", "faces64-psp is an encoder for faces64; give the generator faces64$"),
+        ("faces64-psp", "discriminator", "faces64-psp is an encoder for faces64; give the discriminator faces64$"),
+        ("faces64", "encoder", "faces64 is a generator and a discriminator; give the encoder faces64-psp"),
+        ("own", "discriminator", "own is a generator and an encoder, not a discriminator$"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            resolve(name, kind)

@@ -95,7 +95,7 @@ def convert(
     dtype = None if dtype == torch.float32 else dtype
     if dtype is not None and format != "fastinv":
         raise UsageError(f"the format {format} is written in float32 only; leave the dtype out")
-    path = resolve(source, kind or "generator")
+    path = resolve(source, kind)
     report = progress or (lambda what, done, total: None)
     checkpoint = open_checkpoint(path)
     kinds = [kind] if kind else [k for k in KINDS if k in checkpoint.networks]

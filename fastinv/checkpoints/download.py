@@ -55,7 +55,7 @@ def fetch(
 
     Args:
         model: from ``registry.public_model``.
-        confirm: shown the model (its ``licence`` above all), says whether to download. Show people ``registry.facts``.
+        confirm: shown the model (its ``licence`` above all), says whether to download. Show people ``listing.facts``.
         cache: the cache folder; None is ``registry.cache_folder()``.
         progress: called with (bytes here, bytes in all or None) while bytes come.
         sleep: waits the given seconds between two tries.

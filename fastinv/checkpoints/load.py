@@ -23,7 +23,7 @@ from fastinv.checkpoints.families import (
 )
 from fastinv.checkpoints.network import Network, build, placed
 from fastinv.checkpoints.pickles import Record
-from fastinv.checkpoints.registry import BUNDLED, PUBLIC, find
+from fastinv.checkpoints.registry import BUNDLED, PUBLIC, BundledModel, find
 from fastinv.errors import CheckpointError
 from fastinv.files import shown
 
@@ -111,17 +111,24 @@ def load_encoder(name_or_path: str | Path, device=None, dtype: torch.dtype | Non
     """Load an encoder, in eval mode: pSp, e4e, ReStyle, IDInvert, ALAE, ours; the rest as for ``load_generator``.
 
     Returns:
-        `fastinv.models.encoders.Encoder`: ``encode(images)`` gives codes w_plus, the latent average added.
+        `fastinv.models.encoders.Encoder`: ``encode(images)`` gives codes w_plus, the latent average added; its
+        ``origin`` is the name or path, and its ``generator_sha256`` says whose codes they are, where the file does.
     """
-    return _load(name_or_path, "encoder", device, dtype)
+    encoder = _load(name_or_path, "encoder", device, dtype)
+    encoder.origin = str(name_or_path)
+    return encoder
 
 
 def _load(name_or_path: str | Path, kind: str, device, dtype: torch.dtype | None) -> nn.Module:
     return placed(open_checkpoint(resolve(name_or_path, kind)).load(kind), device, dtype)
 
 
-def resolve(name_or_path: str | Path, kind: str = "generator") -> Path:
+def resolve(name_or_path: str | Path, kind: str | None = None) -> Path:
     """The file behind a path, a bundled name or a downloaded public checkpoint; a local file first.
+
+    Args:
+        name_or_path: as for ``load_generator``.
+        kind: of a bundled model, which of its networks; None is its first.
 
     Raises:
         CheckpointError: there is none; for a public one that is not here, with the command that fetches it.
@@ -131,19 +138,26 @@ def resolve(name_or_path: str | Path, kind: str = "generator") -> Path:
         if path.is_file():
             return path
         if path.is_dir():
-            raise CheckpointError(f"{name} is a folder; give the {kind}'s file")
+            raise CheckpointError(f"{name} is a folder; give the {kind or 'network'}'s file")
     except OSError as error:  # a name that is too long, a folder that must not be looked into
         raise CheckpointError(f"cannot read {name}: {error.strerror}") from error
     if str(name_or_path) in BUNDLED:
-        if kind not in ("generator", "discriminator"):
-            raise CheckpointError(f"{name} comes with a generator and a discriminator, not with an {kind}")
-        return getattr(BUNDLED[str(name_or_path)], kind)
+        return _bundled_file(BUNDLED[str(name_or_path)], kind)
     if str(name_or_path) in PUBLIC:
         return find(str(name_or_path))
     raise CheckpointError(
-        f"no {kind} {name!r}: neither a file nor a bundled name ({', '.join(BUNDLED)}); "
+        f"no {kind or 'network'} {name!r}: neither a file nor a bundled name ({', '.join(BUNDLED)}); "
         "`fastinv models` lists what there is"
     )
+
+
+def _bundled_file(model: BundledModel, kind: str | None) -> Path:
+    """The file of a bundled model's network; the error for one that it lacks names the model that has it."""
+    if kind is None or kind in model.kinds:
+        return model.file(kind or model.kinds[0])
+    what = f"{model.name} is {_listed(model.kinds)}" + (f" for {model.of}" if model.of else "")
+    others = [other.name for other in BUNDLED.values() if other.generator == model.generator and kind in other.kinds]
+    raise CheckpointError(f"{what}; give the {kind} {' or '.join(others)}" if others else f"{what}, not {_an(kind)}")
 
 
 def file_sha256(path: str | Path, progress: Callable[[int], None] | None = None) -> str:

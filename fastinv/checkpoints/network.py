@@ -41,6 +41,7 @@ class Network:
         tensors: the state dict, with the names and shapes of our class and any floating type; may be views of a file.
         extra: names of tensors in the file that nothing uses.
         notes: one-line remarks for the user.
+        generator_sha256: `network_hash` of the generator that an encoder was trained for, where the file says.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Network:
     tensors: dict[str, torch.Tensor]
     extra: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    generator_sha256: str | None = None
 
 
 def model_of(network: nn.Module) -> tuple[str, str] | None:
@@ -115,6 +117,8 @@ def build(
     for note in found.notes:
         warn(f"{name}: {note}")
     network.load_state_dict(tensors, assign=True)
+    if found.kind == "encoder":
+        network.generator_sha256 = found.generator_sha256
     return network.requires_grad_(True).eval()
 
 

@@ -19,27 +19,43 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A generator shipped in the wheel, with its discriminator."""
+    """A generator shipped in the wheel with what belongs to it, or an encoder for such a generator.
+
+    Attributes:
+        name: what ``load_generator`` and the others take.
+        description: what it is, for people.
+        resolution: side of the (square) pictures in pixels.
+        licence: of the weights.
+        kinds: the networks it has: "generator", "discriminator", "encoder".
+        of: the bundled generator that its encoder is for; None where that is its own.
+        method: the inversion method that gives codes by its encoder alone; None without an encoder.
+    """
 
     name: str
     description: str
     resolution: int
     licence: str
+    kinds: tuple[str, ...]
+    of: str | None = None
+    method: str | None = None
+
+    def file(self, kind: str) -> Path:
+        """Path of the safetensors file of one of its kinds."""
+        return WEIGHTS / f"{self.name}.{kind}.safetensors"
 
     @property
-    def generator(self) -> Path:
-        """Path of the generator's safetensors file."""
-        return WEIGHTS / f"{self.name}.generator.safetensors"
-
-    @property
-    def discriminator(self) -> Path:
-        """Path of the discriminator's safetensors file."""
-        return WEIGHTS / f"{self.name}.discriminator.safetensors"
+    def generator(self) -> str:
+        """Name of the bundled generator that it has, or is for."""
+        return self.of or self.name
 
 
+_OURS, _FACES = "Apache-2.0", ("generator", "discriminator")
 BUNDLED = {
     model.name: model
-    for model in [BundledModel("faces64", "procedural faces, trained by `fastinv train generator`", 64, "Apache-2.0")]
+    for model in [
+        BundledModel("faces64", "procedural faces, trained by `fastinv train generator`", 64, _OURS, _FACES),
+        BundledModel("faces64-psp", "pSp encoder, by `fastinv train psp`", 64, _OURS, ("encoder",), "faces64", "psp"),
+    ]
 }
 DEFAULT = "faces64"
 
@@ -346,59 +362,3 @@ def by_hand(model: PublicModel, cache: str | Path | None = None) -> str:
         f"it has no link that a program may follow: download it in a browser from {model.page}, then give the file's "
         f"path instead of the name, or save it as {shown(cache_path(model, cache))}"
     )
-
-
-def overview(cache: str | Path | None = None) -> str:
-    """All models in lines for people: the bundled ones, then the public ones by family and licence."""
-    lines = []
-    for model in BUNDLED.values():
-        size = f"{model.generator.stat().st_size / 1e6:.1f} MB" if model.generator.is_file() else "not installed"
-        default = ", default" if model.name == DEFAULT else ""
-        side = f"{model.resolution} x {model.resolution}"
-        lines.append(f"{model.name}  {side}  {size}  {model.licence}  {model.description}{default}")
-    lines += ["", "Published by others; `fastinv models NAME` says more, `fastinv models NAME --download` fetches one:"]
-    licence = None
-    width = max(map(len, PUBLIC))
-    for model in PUBLIC.values():
-        if licence != (model.family, model.licence):
-            licence = (model.family, model.licence)
-            lines += ["", f"{model.family}, {model.page}", f"  licence: {model.licence}"]
-        here = _is_here(model, cache)
-        state = "on this machine" if here else "in a browser only" if model.url is None else model.size
-        lines.append(f"  {model.name:{width}}  {model.resolution:4}  {state:17}  {model.domain}")
-    return "\n".join(lines)
-
-
-def facts(name: str, cache: str | Path | None = None) -> str:
-    """What is known of one model, in lines for people; the licence is among them.
-
-    Raises:
-        CheckpointError: neither a bundled nor a public model.
-    """
-    if name in BUNDLED:
-        model = BUNDLED[name]
-        rows = {"pictures": f"{model.description}, {model.resolution} x {model.resolution}", "licence": model.licence}
-        rows |= {"here": shown(model.generator), "use": f'fastinv.load_generator("{name}")'}
-    else:
-        model = public_model(name)
-        here = _is_here(model, cache)
-        rows = {
-            "pictures": f"{model.domain}, {model.resolution} x {model.resolution}",
-            "licence": model.licence,
-            "page": model.page,
-            "link": model.url or "none that a program may follow",
-            "size": model.size if model.size_bytes is None else f"{model.size} ({model.size_bytes:,} bytes)",
-            "sha256": model.sha256 or "not known; that of the first download is recorded and later uses are held to it",
-            "here": shown(cache_path(model, cache)) if here else "no",
-        }
-        if not here:
-            rows["get"] = f"fastinv models {name} --download" if model.url else by_hand(model, cache)
-        rows["use"] = ", ".join(f'fastinv.load_{kind}("{name}")' for kind in model.kinds)
-    return "\n".join([name, *(f"  {title:8}  {text}" for title, text in rows.items())])
-
-
-def _is_here(model: PublicModel, cache: str | Path | None) -> bool:
-    try:
-        return cache_path(model, cache).is_file()
-    except OSError:  # a folder that must not be looked into
-        return False

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from fastinv.cli import checkpoints, inversion, local_edits, training
+from fastinv.cli import checkpoints, inversion, local_edits, training, translate
 from fastinv.cli.common import debugging, out_of_memory, say, set_arguments, set_debugging
 from fastinv.errors import FastinvError
 
@@ -44,6 +44,7 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 app.command()(inversion.invert)
 app.command()(inversion.demo)
+app.command()(translate.translate)
 for _name, _edit in local_edits.COMMANDS.items():
     app.command(_name)(_edit)
 

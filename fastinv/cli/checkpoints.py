@@ -1,5 +1,6 @@
 """The commands for checkpoints: models and convert."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Say more about this one.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch it into the cache folder.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept its licence without being asked.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON list: an object for each model.")] = False,
     debug: Debug = False,
 ) -> None:
     """List the checkpoints that come with the package and well-known public ones; fetch one.
@@ -22,11 +24,16 @@ def models(
 
     Example: fastinv models stylegan2-ada/ffhq --download
     """
-    from fastinv.checkpoints import registry
+    from fastinv.checkpoints import listing, registry
 
     if download and name is None:
         raise UsageError("--download needs the name of a model; `fastinv models` lists them")
-    print(registry.overview() if name is None else registry.facts(name), flush=True)
+    if download and json_:
+        raise UsageError("--json is for lists: leave it out of the command with --download")
+    if json_:
+        print(json.dumps(listing.records(name), indent=1))
+        return
+    print(listing.overview() if name is None else listing.facts(name), flush=True)
     if download and name not in registry.BUNDLED:
         from fastinv.checkpoints.download import fetch_on_terminal
 

@@ -14,13 +14,19 @@ from fastinv.errors import CheckpointError, PictureError, UsageError
 from fastinv.files import check_writable, shown
 
 # Named here for the help, which must not wait for torch; the tests compare them with METHODS and PRESETS.
-METHOD_NAMES = "projector, image2stylegan, image2stylegan++, stylegan-encoder, idinvert, pti, p-norm"
+METHOD_NAMES = (
+    "projector, image2stylegan, image2stylegan++, stylegan-encoder, idinvert, pti, p-norm, psp, e4e, idinvert-encoder, "
+    "alae"
+)
 PRESET_NAMES = "fast, balanced, best"
 
 
 def invert(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files: PNG, JPEG, WebP, BMP, GIF or TIFF.")],
-    generator: Annotated[str, typer.Option(help="A bundled name (see `fastinv models`) or a file.")] = "faces64",
+    generator: Annotated[
+        str | None,
+        typer.Option(help="A bundled name (see `fastinv models`) or a file; without it faces64, for alae its own."),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option("--method", "-m", help=f"{METHOD_NAMES}; see `fastinv methods`. Else image2stylegan."),
@@ -106,7 +112,11 @@ def invert(
     if not readable:
         raise typer.Exit(2)
     # Only the feature maps are in a short format; weights, latents and sums never are.
-    G = load_generator(generator, device=where, dtype=kind if dtype == "float64" else None)
+    name = configured.generator if generator is None else generator
+    G = load_generator(name, device=where, dtype=kind if dtype == "float64" else None)
+    configured = configured.fitted(G, mask is not None, init is not None)
+    if "encoder" in vars(configured):
+        options["encoder"] = configured.encoder  # read once for all batches
     if mask is not None and not mask.is_dir():
         load_mask(mask, G.resolution, crop)  # an error now rather than after the first batch
     start, start_fact = _start(init, G)
@@ -170,10 +180,15 @@ def methods(
     Example: fastinv methods pti
     """
     from fastinv.inversion import METHODS
+    from fastinv.inversion.feed_forward import FEED_FORWARD
 
     if name is None:
         rows = [
-            (method.name, ", ".join(method.spaces), _summary(sys.modules[method.__module__]))
+            (
+                method.name,
+                ", ".join(method.spaces),
+                _summary(method if method in FEED_FORWARD else sys.modules[method.__module__]),
+            )
             for method in METHODS.values()
         ]
         _table(("method", "spaces, its own first", "what"), rows)
@@ -314,9 +329,10 @@ def _all_settings(G, configured, space, seed, dtype, where, crop, mask, start, e
     import fastinv
     from fastinv.checkpoints import network_hash
     from fastinv.checkpoints.load import file_sha256
+    from fastinv.inversion import plain
 
     what = None if mask is None else "folder" if mask.is_dir() else file_sha256(mask)
-    options = vars(configured)
+    options = plain(vars(configured))
     files = {value for value in options.values() if isinstance(value, str) and Path(value).is_file()}
     return {
         "generator": network_hash(G), "method": configured.name, "space": space, "options": options, "seed": seed,
@@ -348,9 +364,9 @@ def _fastest_dtype(G, pictures: list[Path], crop: str, quiet: bool) -> tuple[str
     return facts["dtype"], facts["why_dtype"]
 
 
-def _summary(module) -> str:
-    """The first line of a module's docstring."""
-    return module.__doc__.strip().splitlines()[0].rstrip(".")
+def _summary(documented) -> str:
+    """The first line of a docstring, of a module or of a class."""
+    return documented.__doc__.strip().splitlines()[0].rstrip(".")
 
 
 def _shown_default(value) -> str:

@@ -148,9 +148,7 @@ def sketch(attributes: dict[str, Tensor], resolution: int = 64) -> Tensor:
 
 def frontal(attributes: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same person, expression and light with the head turned to the viewer: yaw and pitch are 0."""
-    return {
-        name: torch.zeros_like(value) if name in ("yaw", "pitch") else value for name, value in attributes.items()
-    }
+    return {name: torch.zeros_like(value) if name in ("yaw", "pitch") else value for name, value in attributes.items()}
 
 
 def _drawn(attributes: dict[str, Tensor], resolution: int, kind: type[Portrait]) -> Tensor:

@@ -88,6 +88,37 @@ def load_mask(path: str | os.PathLike, resolution: int, crop: str = "center") ->
     return mask
 
 
+def load_labels(path: str | os.PathLike, resolution: int, labels: int, crop: str = "center") -> torch.Tensor:
+    """Read a label map, uint8 [resolution, resolution]: grey values or palette indices as they stand, 0 to labels - 1.
+
+    Cropped as `load_picture` does it (padding has label 0), scaled to the nearest pixel.
+    Raises PictureError, also for a file with colours, with lossy compression or with a value that is no label.
+    """
+    name = shown(path)
+    with _picture(path) as picture:
+        if picture.mode not in ("1", "L", "P", "I", "I;16") or picture.format in ("JPEG", "MPO"):
+            what = f"a {picture.format} of mode {picture.mode}"
+            raise PictureError(
+                f"{name}: {what} is no label map; give a grey or palette PNG whose pixels are the labels"
+            )
+        picture.load()
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() >= labels:
+            odd = values.min() if values.min() < 0 else values.max()
+            raise PictureError(f"{name}: holds the label {odd}; there are {labels}, from 0 to {labels - 1}")
+        image = Image.fromarray(values.astype(np.uint8))
+        turn = _UPRIGHT.get(_orientation(picture))
+        image = image if turn is None else image.transpose(turn)
+    side = max(image.size) if crop == "pad" else min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # Where the middle of each pixel of the square lies; a half is the pixel to the right, as in Pillow.
+    centre = (np.arange(resolution) + 0.5) * side / resolution
+    x, y = np.floor(left + centre).astype(int), np.floor(top + centre).astype(int)
+    inside = ((y >= 0) & (y < image.height))[:, None] & ((x >= 0) & (x < image.width))[None]
+    values = np.asarray(image)[y.clip(0, image.height - 1)][:, x.clip(0, image.width - 1)]
+    return torch.from_numpy(np.where(inside, values, 0).astype(np.uint8))
+
+
 def check_picture(path: str | os.PathLike) -> None:
     """Look at the file and its header only; raise PictureError where `load_picture` would for the same reason."""
     with _picture(path):

@@ -209,8 +209,8 @@ class Portrait:
         shadow = torch.exp(-((ridge + 0.06 * lx) / 0.05).square()) * span * along
         self.lay(self.skin * self.colour((0.62, 0.46, 0.45)), shadow * (0.25 + 0.45 * lx.abs()), rows)
         under = ((self.x - tip_x) / 0.085).square() + ((y - tip_y - 0.035) / 0.05).square()
-        shadow = self.cover((under.sqrt() - 1) * 0.06, 0.012) * 0.8
-        self.lay(self.skin * self.colour((0.58, 0.38, 0.38)), shadow, rows, "nose")
+        below = self.cover((under.sqrt() - 1) * 0.06, 0.012) * 0.8
+        self.lay(self.skin * self.colour((0.58, 0.38, 0.38)), below, rows, "nose")
         ball = ((self.x - tip_x) / 0.075).square() + ((y - tip_y) / 0.058).square()
         mask = self.cover((ball.sqrt() - 1) * 0.06, 0.015)
         self.lay(self.skin * (0.80 + 0.26 * self.face_light[:, :, rows]), mask, rows, "nose")

@@ -9,6 +9,7 @@ import fastinv
 from fastinv.checkpoints import network_hash
 from fastinv.errors import FastinvError
 from fastinv.inversion.capture import check_graph
+from fastinv.inversion.feed_forward import FEED_FORWARD
 from fastinv.inversion.idinvert import IDInvert
 from fastinv.inversion.image2stylegan import Image2StyleGAN
 from fastinv.inversion.image2stylegan_plus_plus import Image2StyleGANPlusPlus
@@ -26,7 +27,7 @@ from fastinv.inversion.stylegan_encoder import StyleGANEncoder
 from fastinv.inversion.task import Task, check_generator, check_images, check_masks, configure, whole_number
 from fastinv.losses import mse, psnr
 
-_LISTED = [Projector, Image2StyleGAN, Image2StyleGANPlusPlus, StyleGANEncoder, IDInvert, PTI, PNormPlus]
+_LISTED = [Projector, Image2StyleGAN, Image2StyleGANPlusPlus, StyleGANEncoder, IDInvert, PTI, PNormPlus, *FEED_FORWARD]
 METHODS = {method.name: method for method in _LISTED}
 
 __all__ = ["METHODS", "PRESETS", "InversionResult", "NonFiniteLossError", "invert"]
@@ -74,7 +75,8 @@ def invert(
     Args:
         G: a generator, see ``fastinv.load_generator``.
         images: [N, 3, R, R] (or one [3, R, R]), RGB in [-1, 1], R the generator's resolution.
-        method: a name in ``METHODS``; None is the preset's, or "image2stylegan".
+        method: a name in ``METHODS``; None is the preset's, or "image2stylegan". "psp", "e4e", "idinvert-encoder" and
+            "alae" take an encoder's code as it is, without steps, masks and init.
         space: the latent space: "z", "w" (one vector), "w+" (one per style input), "s" (style channels), "w+noise" (W+
             and the noise maps) or "f+w+" (features after a block, and W+); None is the method's own.
         steps: updates; None is the method's default, 0 only evaluates the start.
@@ -111,6 +113,7 @@ def invert(
     configured, space = configure(METHODS, method, space, steps, options)
     whole_number("seed", seed, least=0)
     check_generator(G)
+    configured = configured.fitted(G, masks is not None, init is not None)
     dtype = check_dtype(G, dtype)
     wide = torch.promote_types(G.w_avg.dtype, torch.float32)  # latents and losses of a half-precision generator
     target = check_images(images, G.resolution).detach().to(G.w_avg.device, wide)
@@ -144,7 +147,7 @@ def invert(
         "method": method,
         "space": space,
         "seed": seed,
-        "options": {name: _plain(value) for name, value in vars(configured).items()},
+        "options": plain(vars(configured)),
         "steps_done": trace.steps,
         "stopped": trace.stopped,
         "preset": preset,
@@ -165,10 +168,12 @@ def invert(
     return result
 
 
-def _plain(value):
-    """An option as JSON can hold it: a module by its class name."""
+def plain(value):
+    """Options as JSON can hold them: a module by the name or file that it was loaded from, else by its class name."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+        return [plain(item) for item in value]
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    return getattr(value, "origin", None) or type(value).__name__

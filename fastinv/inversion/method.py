@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
+from fastinv.checkpoints.registry import DEFAULT
 from fastinv.errors import UsageError
 from fastinv.inversion.loop import Trace, joined, ramped
-from fastinv.inversion.objective import build_terms
+from fastinv.inversion.objective import build_terms, read_encoder
 from fastinv.inversion.spaces import NAMES, NOISE, Space, make_space, synthesize
 from fastinv.inversion.stopping import Stopping
 from fastinv.inversion.task import Task
@@ -36,9 +37,11 @@ class Method:
     Attributes:
         name: in ``METHODS`` and on the command line.
         spaces: where it works; the first is its default.
+        generator: bundled name of the generator that the command line takes where none is given.
     """
 
     name: ClassVar[str]
+    generator: ClassVar[str] = DEFAULT
     spaces: ClassVar[tuple[str, ...]] = ("w+", "w", "z", "s", "w+noise", "f+w+")
 
     steps: int = option(300, "updates; 0 only evaluates the start")
@@ -118,8 +121,21 @@ class Method:
                 raise UsageError(f"{name} must be the resolution of a block, a power of two of at least 4, not {value}")
         if self.stop_patience is not None and self.stop_patience < 1:
             raise UsageError(f"stop_patience must be at least 1, not {self.stop_patience}")
+
+    def fitted(self, G, masked: bool = False, started: bool = False) -> "Method":
+        """What works with a generator: an encoder that is given by name or file is read.
+
+        Args:
+            G: the generator.
+            masked, started: whether ``invert`` has masks, and a start.
+
+        Raises:
+            UsageError: there is no encoder where one is needed, or it does not fit the generator.
+            CheckpointError: its file cannot be read.
+        """
         if self.domain_weight and self.encoder is None:
             raise UsageError("domain_weight needs an encoder: give encoder=, a name or file (see `fastinv models`)")
+        return self if self.encoder is None else dataclasses.replace(self, encoder=read_encoder(self.encoder, G))
 
     def check_space(self, space: str) -> None:
         """A UsageError where a loss or a stage makes no sense in a space (docs/inversion.md has the table)."""

@@ -1,10 +1,12 @@
 """The objective of a method: a term for each loss whose weight is not 0."""
 
 import copy
+import functools
 
 import torch
 
-from fastinv.checkpoints import load_discriminator, load_encoder, network_hash
+from fastinv.checkpoints import BUNDLED, load_discriminator, load_encoder, load_generator, network_hash
+from fastinv.checkpoints.network import warn
 from fastinv.errors import UsageError
 from fastinv.inversion.loop import Term
 from fastinv.latents import mean_latent
@@ -90,18 +92,41 @@ def find_discriminator(given, G) -> torch.nn.Module:
 
 
 def find_encoder(given, G) -> torch.nn.Module:
-    """A frozen encoder for codes of G: a module with ``encode``, or by name or file.
+    """A frozen encoder for codes of G, as ``read_encoder``, but a copy whose ``encode`` takes pictures alone."""
+    E = copy.deepcopy(read_encoder(given, G))
+    if isinstance(E, ReStyle):  # it looks at the generator's pictures, too
+        E.encode = lambda images: type(E).encode(E, images, G)
+    return E.eval().requires_grad_(False)
+
+
+def read_encoder(given, G) -> torch.nn.Module:
+    """The encoder for codes of G: a module with ``encode``, as it is, or by name or file.
+
+    A CheckpointWarning says if its file names another generator: one that was tuned, for example, has other weights.
 
     Raises:
         UsageError: it has no ``encode``, or makes codes of another shape.
+        CheckpointError: its file cannot be read.
     """
-    E = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else load_encoder(given)
+    E = given if isinstance(given, torch.nn.Module) else load_encoder(given)
     if not callable(getattr(E, "encode", None)):
         raise UsageError(f"encoder must have encode(images) -> w_plus; a {type(E).__name__} has none")
     shape = getattr(E, "num_ws", G.num_ws), getattr(E, "w_dim", G.w_dim)
     if shape != (G.num_ws, G.w_dim):
         raise UsageError(f"the encoder makes codes of {list(shape)}, the generator takes [{G.num_ws}, {G.w_dim}]")
-    if isinstance(E, ReStyle):  # it looks at the generator's pictures, too
-        encode = E.encode
-        E.encode = lambda images: encode(images, G)
-    return E.eval().requires_grad_(False)
+    trained_for = getattr(E, "generator_sha256", None)
+    if trained_for is not None and trained_for != network_hash(G):
+        warn(f"the encoder {E.origin} was trained for another generator than this one: its codes may be far off")
+    return E
+
+
+def own_encoder(G, method: str) -> str | None:
+    """Name of the bundled encoder that a feed-forward method has for G; None if G is no bundled generator of one."""
+    found = [model for model in BUNDLED.values() if model.method == method and model.resolution == G.resolution]
+    sha256 = network_hash(G) if found else None
+    return next((model.name for model in found if _bundled_hash(model.generator) == sha256), None)
+
+
+@functools.cache
+def _bundled_hash(name: str) -> str:
+    return network_hash(load_generator(name))

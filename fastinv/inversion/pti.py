@@ -133,7 +133,7 @@ class PTI(Method):
             task.facts["pivot"] = "init"
             codes = {name: value for name, value in task.start.items() if not name.startswith(WEIGHTS)}
             return None, codes, {name: value for name, value in task.start.items() if name.startswith(WEIGHTS)}
-        method = self.pivot_method(task.space)
+        method = self.pivot_method(task.space).fitted(task.G, masked=task.mask is not None)
         trace, codes = method.run(task)
         task.facts["pivot"] = {"method": method.name, "steps": trace.steps}
         return trace, codes, {}

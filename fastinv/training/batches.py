@@ -6,7 +6,7 @@ sees what an undisturbed one would have seen. Several processes share a batch: e
 
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -48,10 +48,18 @@ class FaceBatches:
         batch: portraits per step, over all processes.
         seed: of the faces.
         device: where they are rendered.
+        draw: (attributes, resolution) -> what is drawn of them [n, C, R, R], instead of the portraits alone.
     """
 
-    def __init__(self, resolution: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"):
-        self.resolution, self.count, self.seed, self.device = resolution, batch, seed, device
+    def __init__(
+        self,
+        resolution: int,
+        batch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        draw: Callable = faces.render,
+    ):
+        self.resolution, self.count, self.seed, self.device, self.draw = resolution, batch, seed, device, draw
 
     def stream(self, step: int, process: int = 0, processes: int = 1) -> Iterator[torch.Tensor]:
         """Pictures [rows, 3, R, R] in [-1, 1] of one step after another, from ``step`` on, without end."""
@@ -67,7 +75,7 @@ class FaceBatches:
 
     def _render(self, attributes: dict, rows: slice) -> torch.Tensor:
         part = {name: value[rows].to(self.device) for name, value in attributes.items()}
-        return faces.render(part, resolution=self.resolution)
+        return self.draw(part, self.resolution)
 
 
 class FolderBatches:
@@ -83,6 +91,8 @@ class FolderBatches:
         mirror: flip half of them horizontally.
         workers: processes that read files beside the training; 0 reads between the steps.
         device: where batches are put.
+        load: (path, resolution) -> what is read of a file [C, R, R], instead of the picture alone; PictureError leaves
+            it out.
 
     Raises:
         UsageError: no folder, or no readable picture in it.
@@ -97,6 +107,7 @@ class FolderBatches:
         mirror: bool = False,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        load: Callable = load_picture,
     ):
         folder, paths = Path(folder), picture_files(folder)
         # Held out by name, so that a picture stays on its side when others come and go.
@@ -104,16 +115,16 @@ class FolderBatches:
         cut = -(-len(paths) // HELDOUT_SHARE) if len(paths) > 1 else 0
         self.heldout_paths, self.paths = paths[:cut] or paths, paths[cut:]
         self.resolution, self.count, self.seed, self.mirror = resolution, batch, seed, mirror
-        self.workers, self.device = workers, device
+        self.workers, self.device, self.load = workers, device, load
         self._named: set[str] = set()
-        if not _first_readable(self.paths, resolution, self._name):
+        if not _first_readable(self.paths, resolution, load, self._name):
             raise UsageError(f"none of the {len(self.paths)} pictures in {shown(folder)} can be read")
 
     def stream(self, step: int, process: int = 0, processes: int = 1) -> Iterator[torch.Tensor]:
         """Pictures [rows, 3, R, R] in [-1, 1] of one step after another, from ``step`` on, without end."""
         rows = rows_of(self.count, process, processes)
         loader = DataLoader(
-            _Pictures(self.paths, self.resolution),
+            _Pictures(self.paths, self.resolution, self.load),
             batch_sampler=_Order(len(self.paths), self.count, self.seed, self.mirror, step, rows),
             num_workers=self.workers,
             collate_fn=_collate,
@@ -129,7 +140,7 @@ class FolderBatches:
         for path in self.heldout_paths:
             if len(found) < count:
                 try:
-                    found.append(load_picture(path, self.resolution))
+                    found.append(self.load(path, self.resolution))
                 except PictureError as error:
                     self._name(str(error))
         if not found:
@@ -142,10 +153,10 @@ class FolderBatches:
             print(f"left out: {problem}", file=sys.stderr, flush=True)
 
 
-def _first_readable(paths: list[Path], resolution: int, name) -> bool:
+def _first_readable(paths: list[Path], resolution: int, load: Callable, name: Callable) -> bool:
     for path in paths:
         try:
-            load_picture(path, resolution)
+            load(path, resolution)
             return True
         except PictureError as error:
             name(str(error))
@@ -185,15 +196,15 @@ def _count_from(step: int) -> Iterator[int]:
 class _Pictures(Dataset):
     """(index, mirrored) -> (picture, lines about files that could not be read)."""
 
-    def __init__(self, paths: list[Path], resolution: int):
-        self.paths, self.resolution = paths, resolution
+    def __init__(self, paths: list[Path], resolution: int, load: Callable):
+        self.paths, self.resolution, self.load = paths, resolution, load
 
     def __getitem__(self, place: tuple[int, bool]) -> tuple[torch.Tensor, list[str]]:
         index, mirrored = place
         problems = []
         for offset in range(len(self.paths)):
             try:
-                picture = load_picture(self.paths[(index + offset) % len(self.paths)], self.resolution)
+                picture = self.load(self.paths[(index + offset) % len(self.paths)], self.resolution)
                 return (picture.flip(2) if mirrored else picture), problems
             except PictureError as error:
                 problems.append(str(error))

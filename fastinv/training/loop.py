@@ -127,6 +127,13 @@ class Trainable:
         for name, average in self.averages.items():
             average.update_parameters(self.networks[name])
 
+    def open_batches(self):
+        """Where its pictures come from, see `fastinv.training.batches`: they are handed on as they come."""
+        options = self.options
+        return open_batches(
+            options.data, self.resolution, options.batch, options.seed, options.mirror, options.workers, self.device
+        )
+
     def iterate(self, images: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         """One step on pictures [N, 3, R, R] in [-1, 1], backward passes and optimisers included -> {name: number}."""
         raise NotImplementedError
@@ -134,6 +141,10 @@ class Trainable:
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures [N, 3, R, R] -> what the final networks make of them, for sample grids; without gradients."""
         raise NotImplementedError
+
+    def sampled(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Pictures [N, 3, R, R] for the sample grid, which stand below each other there."""
+        return images, self.reconstruct(images)
 
     def measure(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Validation of the final networks on pictures: {name: [N]}; "loss" chooses the best checkpoint."""
@@ -185,10 +196,7 @@ class Loop:
     def __init__(self, command: str, trainable: Trainable, options):
         self.command, self.trainable, self.options = command, trainable, options
         self.accelerator, self.out = trainable.accelerator, Path(options.out)
-        self.batches = open_batches(
-            options.data, trainable.resolution, options.batch, options.seed, options.mirror, options.workers,
-            self.accelerator.device,
-        )  # fmt: skip
+        self.batches = trainable.open_batches()
         self.heldout = self.batches.heldout(options.validation)
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.sums: dict[str, torch.Tensor] = {}
@@ -294,15 +302,15 @@ class Loop:
 
     @torch.no_grad()
     def samples(self) -> None:
-        """A grid of held-out pictures, each row of them above the row of their reconstructions."""
+        """A grid of held-out pictures, each row of them above the rows of what was made of them."""
         if not self.accelerator.is_main_process:
             return
-        targets = self.heldout[:SAMPLES]
-        made = self.trainable.reconstruct(targets).to(targets.dtype)
-        rows = [row for pair in zip(targets.split(COLUMNS), made.split(COLUMNS), strict=True) for row in pair]
-        blank = rows[0].new_ones(COLUMNS, *targets.shape[1:])  # fills a last row of fewer pictures
-        rows = [torch.cat([row, blank[len(row) :]]) for row in rows] if len(targets) > COLUMNS else rows
-        sheet = grid(torch.cat(rows), columns=min(COLUMNS, len(targets)))
+        shown = [images.float() for images in self.trainable.sampled(self.heldout[:SAMPLES])]
+        rows = [row for below in zip(*(images.split(COLUMNS) for images in shown), strict=True) for row in below]
+        count = len(shown[0])
+        blank = rows[0].new_ones(COLUMNS, *rows[0].shape[1:])  # fills a last row of fewer pictures
+        rows = [torch.cat([row, blank[len(row) :]]) for row in rows] if count > COLUMNS else rows
+        sheet = grid(torch.cat(rows), columns=min(COLUMNS, count))
         save_picture(sheet, self.out / f"samples_{self.step:07d}.png")
 
     # The run -------------------------------------------------------------------------------------------------------

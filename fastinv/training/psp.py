@@ -5,6 +5,8 @@ constant learning rate, codes relative to the mean latent. Optionally it is also
 are known (as stylegan-encoder trains its ResNet); that alone, at the start, needs no gradient of the generator and
 brings codes near in a fraction of the time.
 
+With ``--task`` what the encoder sees and what it should make are two: see `fastinv.training.tasks`.
+
 ``python -m fastinv.training.psp --data faces --out runs/psp`` (also ``fastinv train psp``).
 """
 
@@ -28,6 +30,7 @@ from fastinv.training.loop import Trainable, run_training
 from fastinv.training.options import check_range, run_as_command
 from fastinv.training.picture_losses import PictureLosses, code_norm
 from fastinv.training.ranger import Ranger
+from fastinv.training.tasks import CHANCES, TASKS, Pair, TaskBatches, as_pair, make_task
 
 
 class EncoderTraining(Trainable):
@@ -66,9 +69,9 @@ class EncoderTraining(Trainable):
         return self.synthesise(self.code(images))
 
     def measure(self, images):
-        made = self.reconstruct(images)
-        values = self.losses(made, images)
-        return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values}
+        made, target = self.reconstruct(images), as_pair(images).target
+        values = self.losses(made, target)
+        return {"loss": self.losses.total(values), "psnr": psnr(made, target), **values}
 
     def save(self, folder, prefix, facts):
         facts = facts | {"generator_sha256": network_hash(self.G), "perceptual": self.losses.facts}
@@ -96,9 +99,12 @@ class EncoderTraining(Trainable):
 
     def draw(self, count: int, *shape: int) -> torch.Tensor:
         """Normal numbers [count, *shape], this process's rows of what one process would draw."""
-        accelerator = self.accelerator
-        numbers = torch.randn(count * accelerator.num_processes, *shape)
-        return numbers[accelerator.process_index * count :][:count].to(self.device)
+        return self.own_rows(torch.randn(count * self.accelerator.num_processes, *shape))
+
+    def own_rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """This process's share of numbers for all."""
+        count = len(numbers) // self.accelerator.num_processes
+        return numbers[self.accelerator.process_index * count :][:count].to(self.device)
 
 
 class PSPTraining(EncoderTraining):
@@ -108,12 +114,15 @@ class PSPTraining(EncoderTraining):
     encoders = {False: GradualStyleEncoder, True: ReStylePSP}  # by whether it is ReStyle
 
     def __init__(self, options, accelerator):
+        self.task = make_task(options.task, options.data, options.source, options.labels)
         super().__init__(options, accelerator)
         self.encoder = self.add("encoder", self.new_encoder(), lambda p: make_optimizer(options, p), options.average)
 
     def new_encoder(self) -> nn.Module:
         """The encoder that training starts from."""
         config = body_config(self.options, self.G.resolution) | {"num_ws": self.G.num_ws, "w_dim": self.G.w_dim}
+        if not self.options.restyle:
+            config["input_nc"] = self.task.input_nc
         encoder = self.encoders[self.options.restyle > 0](**config)
         encoder.latent_avg.copy_(self.mean.expand(self.G.num_ws, -1))
         if self.options.start:
@@ -144,6 +153,33 @@ class PSPTraining(EncoderTraining):
         *_, last = self.passes(self.final("encoder"), images)
         return last
 
+    def open_batches(self):
+        options = self.options
+        if options.task == "invert":
+            return super().open_batches()
+        return TaskBatches(
+            self.task, options.data, self.resolution, options.batch, options.seed, options.mirror, options.workers,
+            self.device,
+        )  # fmt: skip
+
+    def generated(self, count):
+        """What the encoder sees of them."""
+        images, w_plus = super().generated(count)
+        if self.task.random:
+            chances = self.own_rows(torch.rand(count * self.accelerator.num_processes, CHANCES))
+            images = self.task.pair(images, chances).source
+        return images, w_plus
+
+    def reconstruct(self, images):
+        return super().reconstruct(as_pair(images).source)
+
+    def sampled(self, images):
+        made = self.reconstruct(images)
+        return (self.task.shown(images.source), images.target, made) if isinstance(images, Pair) else (images, made)
+
+    def save(self, folder, prefix, facts):
+        super().save(folder, prefix, facts | {"task": self.task.facts()})
+
     def encoder_options(self, step: int) -> dict:
         """Arguments of the encoder in a step."""
         return {}
@@ -160,18 +196,19 @@ class PSPTraining(EncoderTraining):
         return {}
 
     def iterate(self, images, step):
-        images, shown, codes = self.shown(images, step)
-        real, values = len(images), {}
+        pair = as_pair(images)
+        source, shown, codes = self.shown(pair.source, step)
+        real, values = len(source), {}
         for w_plus in self.passes(self.encoder, shown, **self.encoder_options(step)):
-            loss, values = self._loss(w_plus, images, codes, step)
+            loss, values = self._loss(w_plus, pair.target[:real], codes, step)
             loss.backward()  # ReStyle: gradients of all passes add up
         self.step_optimizer("encoder")
         return values | (self.after_step(w_plus[:real].detach(), step) if real else {})
 
-    def _loss(self, w_plus, images, codes, step) -> tuple[torch.Tensor, dict]:
-        loss, values, real = 0.0, {}, len(images)
+    def _loss(self, w_plus, target, codes, step) -> tuple[torch.Tensor, dict]:
+        loss, values, real = 0.0, {}, len(target)
         if real:
-            terms = self.losses(self.synthesise(w_plus[:real]), images)
+            terms = self.losses(self.synthesise(w_plus[:real]), target)
             loss = self.losses.total(terms).mean()
             more, numbers = self.code_losses(w_plus[:real], step)
             loss = loss + more
@@ -190,9 +227,23 @@ def make_optimizer(options, parameters) -> torch.optim.Optimizer:
     return Ranger(parameters, options.lr)
 
 
+class PSPParser(EncoderParser):
+    """Defaults of the losses' weights are those of the task."""
+
+    def parse_args(self, args=None, namespace=None):
+        task = super().parse_args(args).task
+        self.set_defaults(**TASKS[task].weights)
+        return super().parse_args(args, namespace)
+
+
 def parser(name: str = "psp", description: str = "Train a pSp encoder for a generator.") -> EncoderParser:
     """The command's options."""
-    p = EncoderParser(name, description)
+    p = PSPParser(name, description)
+    p.add_argument("--task", choices=tuple(TASKS), default="invert", help="what the encoder sees and what it should "
+                   "make; other tasks have other default weights, see docs/image-to-image.md")  # fmt: skip
+    p.add_argument("--source", default="", metavar="DIR", help="sketches or label maps of the same names as the "
+                   "pictures of a folder")  # fmt: skip
+    p.number("--labels", int, 0, "different values in those label maps")
     p.add_run(steps=20_000, batch=8, lr=1e-4)
     p.add_losses(pixel=1.0, perceptual=0.8, identity=0.1)
     p.number("--w-norm", float, 0.0, "weight of the distance of codes from the mean latent")
@@ -208,6 +259,11 @@ def check(options: argparse.Namespace) -> None:
     check_run(options)
     check_range(options, "w_norm", 0, 1e12)
     check_range(options, "restyle", 0, 100)
+    if options.task != "invert" and options.restyle:
+        raise UsageError("--restyle is for --task invert: it compares the picture with what was made of it")
+    if options.synthetic > 0 and not TASKS[options.task].known_codes:
+        names = " and ".join(name for name, task in TASKS.items() if task.known_codes)
+        raise UsageError(f"--synthetic is for --task {names}: there are no sources of generated pictures for others")
     check_range(options, "input_resolution head_channels", 0, 2**14)
 
 

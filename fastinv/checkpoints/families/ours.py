@@ -28,7 +28,10 @@ def _network(value: Record) -> Network:
     largest = max((abs(number) for number in _whole_numbers(config)), default=0)
     if largest > LARGEST:
         raise CheckpointError(f"does not fit its configuration: it has a number of {largest.bit_length()} bits")
-    return Network(value.name, model, config, value.state["tensors"])
+    training = value.state.get("training")
+    sha256 = training.get("generator_sha256") if isinstance(training, dict) else None
+    sha256 = sha256 if isinstance(sha256, str) else None
+    return Network(value.name, model, config, value.state["tensors"], generator_sha256=sha256)
 
 
 def _whole_numbers(value):

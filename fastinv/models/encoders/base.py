@@ -24,6 +24,8 @@ class Encoder(nn.Module):
     """
 
     rows: tuple[int, int] | None = None  # (first, end) of the resized picture that the network looks at; None is all
+    origin: str | None = None  # name or path that it was loaded from
+    generator_sha256: str | None = None  # `network_hash` of the generator that it was trained for, where known
 
     def __init__(self, num_ws: int, w_dim: int, input_nc: int, input_resolution: int):
         super().__init__()
