@@ -3,7 +3,6 @@ encoders as the start of the methods that optimise.
 """
 
 import json
-import time
 import warnings
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from fastinv.errors import UsageError
 from fastinv.inversion import METHODS, InversionResult, NonFiniteLossError, invert
 from fastinv.inversion.feed_forward import FEED_FORWARD
 from fastinv.inversion.method import Method
-from fastinv.inversion.objective import find_encoder
+from fastinv.inversion.objective import _bundled_hash, find_encoder
 from fastinv.models import encoders
 
 SIZES = {"num_ws": 6, "w_dim": 8, "input_resolution": SIDE}
@@ -66,13 +65,15 @@ def faces64():
 def bundle(tmp_path, monkeypatch):
     """A function that ships a network as part of a bundled model of that name."""
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    _bundled_hash.cache_clear()
 
     def ship(name, networks, of=None, method=None, **facts):
         for kind, network in networks.items():
             save_network(network, tmp_path / f"{name}.{kind}.safetensors", training=facts)
         monkeypatch.setitem(BUNDLED, name, BundledModel(name, "tiny", SIDE, "none", tuple(networks), of, method))
 
-    return ship
+    yield ship
+    _bundled_hash.cache_clear()
 
 
 def test_every_encoder_has_one_method():
@@ -265,9 +266,6 @@ def test_faces64_psp(faces64):
     result = invert(faces64, images, "psp", progress=False)
     assert sum(result.metrics["psnr"]) / 4 > 26  # the mean face has about 15
     assert result.settings["options"] == {"steps": 0, "encoder": "faces64-psp", "passes": None}
-    started = time.perf_counter()
-    invert(faces64, images[0], "psp", progress=False)
-    assert time.perf_counter() - started < 5  # well under one second where nothing else runs
 
 
 def test_the_command_line_takes_the_generator_that_belongs_to_alae(tmp_path, monkeypatch, capsys, bundle, G):
