@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fastinv.checkpoints import save_network
+from fastinv.checkpoints import load_generator, network_hash, save_network
 from fastinv.losses import psnr
 from fastinv.models.encoders import ALAEEncoder
 from fastinv.models.layers import block_resolutions
@@ -128,8 +128,10 @@ class ALAETraining(Trainable):
         return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values, "reciprocity": error}
 
     def save(self, folder, prefix, facts):
-        for name in ("generator", "encoder"):
-            save_network(self.final(name), folder / f"{prefix}{name}.safetensors", torch.float16, facts)
+        generator = folder / f"{prefix}generator.safetensors"
+        save_network(self.final("generator"), generator, torch.float16, facts)
+        facts = facts | {"generator_sha256": network_hash(load_generator(generator))}  # as it is in the file
+        save_network(self.final("encoder"), folder / f"{prefix}encoder.safetensors", torch.float16, facts)
 
 
 def parser() -> EncoderParser:

@@ -56,7 +56,9 @@ class IDInvertTraining(EncoderTraining):
 
     def _discriminator(self) -> Discriminator:
         options = self.options
-        name = options.discriminator or (options.generator if options.generator in BUNDLED else "")
+        bundled = BUNDLED.get(options.generator)
+        own = options.generator if bundled and "discriminator" in bundled.kinds else ""
+        name = options.discriminator or own
         if not name:
             return Discriminator(self.G.resolution, channels=self.G.config.get("channels"))
         D = load_discriminator(name)
