@@ -67,3 +67,9 @@ def test_the_example_of_the_readme(tmp_path):
     )  # fmt: skip
     assert done.stdout.strip().endswith("[4, 3, 64, 64]"), done.stderr
     assert (tmp_path / "results").is_dir()
+
+
+def test_loading_does_not_import_torchs_compiler(run_python):
+    """Which takes two seconds, and which nothing needs that only inverts pictures."""
+    code = "import sys, fastinv; fastinv.load_generator('faces64'); fastinv.load_encoder('faces64-psp'); "
+    assert run_python(code + "print('torch._dynamo' in sys.modules)").stdout.strip() == "False"
