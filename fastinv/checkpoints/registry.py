@@ -56,6 +56,10 @@ BUNDLED = {
         BundledModel("faces64", "procedural faces, trained by `fastinv train generator`", 64, _OURS, _FACES),
         BundledModel("faces64-psp", "pSp encoder, by `fastinv train psp`", 64, _OURS, ("encoder",), "faces64", "psp"),
         BundledModel("faces64-e4e", "e4e encoder, by `fastinv train e4e`", 64, _OURS, ("encoder",), "faces64", "e4e"),
+        BundledModel(
+            "faces64-idinvert", "IDInvert encoder, by `fastinv train idinvert`", 64, _OURS, ("encoder",), "faces64",
+            "idinvert-encoder",
+        ),  # fmt: skip
     ]
 }
 DEFAULT = "faces64"
