@@ -62,19 +62,9 @@ def pairs(task: Task, attributes: dict[str, torch.Tensor], resolution: int) -> d
     return {task.name: task.pair(drawn, torch.zeros(len(drawn), CHANCES))}
 
 
-class TargetJudge(Judge):
-    """Also compares identities."""
-
-    @torch.no_grad()
-    def __call__(self, found: torch.Tensor) -> dict[str, float]:
-        found = found.clamp(-1, 1)
-        embeddings = [self.network.embedding(images) for images in (found, self.images)]
-        return super().__call__(found) | {"identity": float(functional.cosine_similarity(*embeddings).mean())}
-
-
 def measure(G, encoder, pair: Pair, attributes: dict[str, torch.Tensor]) -> dict:
     """The numbers of a row."""
-    judge = TargetJudge(pair.target, attributes)
+    judge = Judge(pair.target, attributes)
     made = torch.cat([fastinv.translate(G, encoder, part.source)[0][:, 0] for part in pair.split(BATCH)])
     with torch.no_grad():
         mean = G.synthesis(mean_latent(G).expand(1, G.num_ws, -1), noise="const").expand_as(made)
