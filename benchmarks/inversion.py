@@ -75,7 +75,7 @@ class Judge:
         self.embedding = self.network.embedding(images)
 
     @torch.no_grad()
-    def __call__(self, found: torch.Tensor) -> dict[str, float]:
+    def __call__(self, found: torch.Tensor) -> dict:
         """Means over the pictures; found [N, 3, R, R]."""
         found = found.clamp(-1, 1)
         predicted = self.network(found)
@@ -86,6 +86,7 @@ class Judge:
             "ssim": float(ssim(found, self.images).mean()), "features": float(self.features(found).mean()),
             "identity": float(torch.cosine_similarity(self.network.embedding(found), self.embedding).mean()),
             "attributes": float(torch.stack(errors).mean()),
+            "each attribute": {name: float(error) for name, error in zip(faces.NAMES, errors, strict=True)},
         }  # fmt: skip
 
     def edits(self, parts: list[tuple], directions: torch.Tensor) -> dict:

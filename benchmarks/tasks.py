@@ -8,8 +8,9 @@ held-out portraits; super-resolution has a row for each factor. OUT/<row>.json a
 are there. Beside each stands the mean latent's picture, the same for all sources.
 
 psnr (range 2) and ssim are to the target, outputs clamped. ``attributes``, see benchmarks/inversion.py, are against
-those of the target (frontal: yaw and pitch 0); ``identity`` is the cosine of the attribute network's embeddings of
-output and target. ``ms`` are of one picture, encoder and generator, one at a time.
+those of the target (frontal: yaw and pitch 0), ``shape`` the mean of those that lines can show; ``identity`` is the
+cosine of the attribute network's embeddings of output and target. ``ms`` are of one picture, encoder and generator, one
+at a time.
 
 docs/pictures/task_<task>.png shows held-out portraits in columns: source, output, target, and three outputs with random
 styles from layer ``--mix-from`` on. Super-resolution is shown at --shown-factor.
@@ -47,10 +48,11 @@ OUT = ROOT / "benchmarks" / "results" / "tasks"
 PICTURES = ROOT / "docs" / "pictures"
 SHOWN = 6  # portraits of a picture
 BATCH = 50
-COLUMNS = (
-    "row", "psnr", "ssim", "attributes", "identity", "ms", "psnr of the mean picture", "ssim of the mean picture",
-    "attributes of the mean picture", "attributes of the target",
+SHAPE = (
+    "yaw", "pitch", "smile", "eye_open", "gaze", "hair_length", "glasses", "beard", "face_width",
 )  # fmt: skip
+MEASURED = ("psnr", "ssim", "attributes", "shape", "identity")
+COLUMNS = ("row", *MEASURED, "ms", *(f"{name} of the mean picture" for name in MEASURED[:4]), "shape of the target")
 
 
 def pairs(task: Task, attributes: dict[str, torch.Tensor], resolution: int) -> dict[str, Pair]:
@@ -70,9 +72,13 @@ def measure(G, encoder, pair: Pair, attributes: dict[str, torch.Tensor]) -> dict
         mean = G.synthesis(mean_latent(G).expand(1, G.num_ws, -1), noise="const").expand_as(made)
         one = pair.source[:1]
         time = seconds(lambda: G.synthesis(encoder.encode(one), noise="const"), torch.device("cpu"))
-    baseline, itself = judge(mean), judge(pair.target)
-    beside = {f"{name} of the mean picture": baseline[name] for name in ("psnr", "ssim", "attributes", "identity")}
-    return judge(made) | {"ms": 1000 * time} | beside | {"attributes of the target": itself["attributes"]}
+    numbers, baseline, itself = ({**found, "shape": _shape(found)} for found in map(judge, (made, mean, pair.target)))
+    beside = {f"{name} of the mean picture": baseline[name] for name in MEASURED}
+    return numbers | {"ms": 1000 * time} | beside | {"shape of the target": itself["shape"]}
+
+
+def _shape(found: dict) -> float:
+    return sum(found["each attribute"][name] for name in SHAPE) / len(SHAPE)
 
 
 def picture(G, encoder, task: Task, pair: Pair, mix_from: int, path: Path) -> None:
@@ -114,9 +120,7 @@ def main() -> None:
         truth = faces.frontal(attributes) if isinstance(task, Frontalize) else attributes
         for row, pair in rows.items():
             result = {"row": row, **measure(G, encoder, pair, truth)}
-            print(
-                {key: value if isinstance(value, str) else round(value, 4) for key, value in result.items()}, flush=True
-            )
+            print({key: round(value, 4) for key, value in result.items() if isinstance(value, float)}, flush=True)
             result |= {"task": task.facts(), "encoder": network_hash(encoder), "generator": network_hash(G)}
             result |= {"count": options.count, "facts": facts(torch.device("cpu"))}
             write(options.out / f"{row.replace(' ', '_')}.json", result)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastinv.checkpoints import load_encoder, save_network
 from fastinv.errors import UsageError
 from fastinv.models.encoders import (
     ENCODERS,
@@ -376,3 +377,13 @@ def test_full_size():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_half_precision_files_keep_large_variances(tmp_path):
+    """Of feature maps in training: 65504 is the largest number in half precision."""
+    E = GradualStyleEncoder(6, 8, 3, 16, units=(1, 1, 1), channels=(4, 4, 6), head_channels=4).eval()
+    name = next(name for name in E.state_dict() if name.endswith("running_var"))
+    with torch.no_grad():
+        E.state_dict()[name].fill_(72339.0)
+    save_network(E, tmp_path / "e.safetensors", torch.float16)
+    assert (load_encoder(tmp_path / "e.safetensors").state_dict()[name] == 72339).all()

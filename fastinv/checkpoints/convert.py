@@ -15,7 +15,7 @@ from torch import nn
 from fastinv.checkpoints.families import ada, rosinality
 from fastinv.checkpoints.load import KINDS, Checkpoint, file_sha256, open_checkpoint, resolve
 from fastinv.checkpoints.network import CheckpointWarning, build, warn
-from fastinv.checkpoints.save import network_hash, save_network
+from fastinv.checkpoints.save import network_hash, save_network, shortened
 from fastinv.errors import CheckpointError, UsageError
 from fastinv.files import atomic_file, shown
 
@@ -222,7 +222,7 @@ def _warn_of_overflow(network: nn.Module, path: Path, dtype: torch.dtype | None)
     largest = torch.finfo(dtype).max
     over = [
         name for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and bool((tensor.isfinite() & tensor.to(dtype).isinf()).any())
+        if shortened(name, tensor) and bool((tensor.isfinite() & tensor.to(dtype).isinf()).any())
     ]  # fmt: skip
     if over:
         warn(

@@ -60,6 +60,15 @@ BUNDLED = {
             "faces64-idinvert", "IDInvert encoder, by `fastinv train idinvert`", 64, _OURS, ("encoder",), "faces64",
             "idinvert-encoder",
         ),  # fmt: skip
+        *(
+            BundledModel(f"faces64-{task}", f"pSp encoder, {what}", 64, _OURS, ("encoder",), "faces64")
+            for task, what in {
+                "sketch": "sketches to portraits",
+                "segment": "part maps to portraits",
+                "frontalize": "portraits from the front",
+                "super-resolution": "small portraits enlarged",
+            }.items()
+        ),
     ]
 }
 DEFAULT = "faces64"

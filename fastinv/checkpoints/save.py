@@ -28,7 +28,8 @@ def save_network(
     Args:
         network: the network; its ``config`` goes into the metadata.
         path: where to; the folder must exist.
-        dtype: store floating-point tensors in this type, e.g. ``torch.float16`` to halve the file.
+        dtype: store floating-point tensors in this type, e.g. ``torch.float16`` to halve the file; statistics of batch
+            norm stay as they are.
         training: JSON-serialisable facts about the origin of the weights.
         source: likewise, of the file that they were converted from.
 
@@ -40,11 +41,16 @@ def save_network(
         raise UsageError(f"can only save a {', '.join(MODELS)} of ours, not a {type(network).__name__}")
     tensors = network.state_dict()
     if dtype is not None:
-        tensors = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-        }
+        tensors = {name: tensor.to(dtype) if shortened(name, tensor) else tensor for name, tensor in tensors.items()}
     facts = {"model": found[1], "config": network.config, "training": training or {}}
     save_tensors(path, tensors, found[0], facts | ({"source": source} if source else {}))
+
+
+def shortened(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor of a network is stored in a shorter type: not the variances of feature maps, which are often
+    above the largest number in half precision.
+    """
+    return tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
 
 
 def network_hash(network: nn.Module) -> str:
