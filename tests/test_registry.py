@@ -14,6 +14,7 @@ from fastinv.checkpoints.load import KINDS, load_encoder, resolve
 from fastinv.checkpoints.registry import BUNDLED, PUBLIC, BundledModel, cache_folder, cache_path, cached, find
 from fastinv.errors import CheckpointError
 from fastinv.inversion import METHODS
+from fastinv.training.tasks import task_of
 
 CONTENT = b"weights" * 1000
 LINKED = replace(
@@ -200,14 +201,19 @@ def test_every_bundled_model_has_its_files(name):
         assert open_checkpoint(model.file(kind)).networks.keys() == {kind} and resolve(name, kind) == model.file(kind)
     assert resolve(name) == model.file(model.kinds[0])
     assert "generator" in BUNDLED[model.generator].kinds and (model.of is None or "generator" not in model.kinds)
-    assert ("encoder" in model.kinds) == (model.method is not None)
+    if model.method is not None:
+        assert "encoder" in model.kinds and model.method in METHODS
+    elif "encoder" in model.kinds:  # not for inversion, but for another task
+        assert f"faces64-{task_of(name, load_encoder(name)).name}" == name
 
 
-def test_a_bundled_encoder_is_one_of_its_method_and_for_its_generator():
+def test_a_bundled_encoder_is_for_its_method_task_and_generator():
     for name, model in BUNDLED.items():
         if "encoder" in model.kinds:
             E, G = load_encoder(name), load_generator(model.generator)
-            assert type(E) in METHODS[model.method].encoders and E.origin == name
+            assert E.origin == name
+            assert type(E) in METHODS[model.method or "psp"].encoders
+            assert model.method is None or task_of(name, E).name == "invert"
             assert (E.num_ws, E.w_dim, model.resolution) == (G.num_ws, G.w_dim, G.resolution)
             assert E.generator_sha256 in (network_hash(G), None)
             if model.of is not None:
