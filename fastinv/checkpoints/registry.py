@@ -28,8 +28,8 @@ class BundledModel:
         licence: of the weights.
         kinds: the networks it has: "generator", "discriminator", "encoder".
         of: the bundled generator that its encoder is for; None where that is its own.
-        method: the inversion method that gives codes by its encoder alone; None without an encoder, or where that is for
-            `fastinv translate`.
+        method: the inversion method that gives codes by its encoder alone; None without an encoder, or where that is
+            for `fastinv translate`.
     """
 
     name: str
