@@ -16,7 +16,7 @@ network reads them. Read from the targets themselves that is the row ``targets``
 Every code is edited along 16 directions, one for each attribute, by 1.5 of its standard deviations (see
 ``fastinv.evaluation.edit_scores``): ``moved`` is the share of the change that was asked for, ``leaked`` the mean change
 of the other attributes in their deviations, ``edited`` the share of edits that moved at least 0.5 and leaked at most
-0.25. Row ``mapped codes``: those numbers for codes from the mapping network, a bound for what the directions can do.
+0.25. Row ``mapped codes``: those numbers for codes from the mapping network, of its own pictures.
 ``lec`` (with --lec, which takes a second inversion): latent editing consistency, 0 is perfect.
 
 ``seconds`` are CPU time per picture on one thread (OMP_NUM_THREADS=1), with everything; ``steps`` the updates.
