@@ -35,6 +35,20 @@ def mapped(monkeypatch):
     return sizes
 
 
+@pytest.fixture(scope="module")
+def generator_file(tmp_path_factory):
+    """A file with a small generator of 16 pixels, for encoders to be trained for."""
+    import torch
+
+    from fastinv.checkpoints import save_network
+    from fastinv.models.stylegan2 import Generator
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
+    save_network(Generator(16, 8, 8, channels={4: 8, 8: 8, 16: 8}, mapping_layers=2), path)
+    return path
+
+
 @pytest.fixture
 def run_python(tmp_path):
     """run_python(code, *arguments, VARIABLE=value...) runs Python code in a fresh process, in an empty folder.

@@ -18,7 +18,6 @@ from fastinv.inversion.translate import translate
 from fastinv.latents import load_codes
 from fastinv.losses import psnr
 from fastinv.models.encoders import GradualStyleEncoder
-from fastinv.models.stylegan2 import Generator
 from fastinv.training import loop, psp
 from fastinv.training.tasks import TASKS, Pair, TaskBatches, make_task, reduced, task_of
 
@@ -28,14 +27,6 @@ RUN = [
     "--optimizer", "adam", "--dtype", "float32",
 ]  # fmt: skip
 NUMBER = {name: index for index, name in enumerate(faces.PARTS)}
-
-
-@pytest.fixture(scope="module")
-def generator_file(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
-    save_network(Generator(16, 8, 8, channels={4: 8, 8: 8, 16: 8}, mapping_layers=2), path)
-    return path
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from fastinv.latents import mean_latent
 from fastinv.models.attributes import load_attribute_network
 from fastinv.models.encoders import Encoder4Editing, GradualStyleEncoder, ReStyleE4E
 from fastinv.models.stylegan1 import StyleGAN1Generator
-from fastinv.models.stylegan2 import Generator
 from fastinv.training import alae, e4e, idinvert, loop, psp
 from fastinv.training.batches import FaceBatches, FolderBatches
 from fastinv.training.latent_discriminator import CodePool, LinearDiscriminator, logistic, r1_penalty
@@ -49,14 +48,6 @@ TRAINABLES = {
     "psp": psp.PSPTraining, "restyle": psp.PSPTraining, "e4e": e4e.E4ETraining, "idinvert": idinvert.IDInvertTraining,
     "alae": alae.ALAETraining,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def generator_file(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
-    save_network(Generator(16, 8, 8, channels={4: 8, 8: 8, 16: 8}, mapping_layers=2), path)
-    return path
 
 
 @pytest.fixture

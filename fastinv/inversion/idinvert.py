@@ -19,8 +19,8 @@ class IDInvert(Method):
     """``min_w mean (G(w) - I)^2 + 0.17 ||F(G(w)) - F(I)||^2 / n + 2 mean (w - E(G(w)))^2`` from ``E(I)``, by Adam.
 
     E is the option ``encoder``: a module with ``encode(images) -> w_plus``, a bundled name or a file; else the bundled
-    one of idinvert-encoder for the generator. The last term
-    keeps the code where the encoder would find it again, and so in the domain of the pictures that it was trained on.
+    one of idinvert-encoder for the generator. The last term keeps the code where the encoder would find it again, and
+    so in the domain of the pictures that it was trained on.
 
     As in the original: Adam with 0.9, 0.999 and a constant 0.01 over 100 steps. There F is VGG-16's conv4_3 of pictures
     in 0..255, with a weight of 5e-5; ours gets them divided by ImageNet's deviation, 0.226 * 255, whose square turns
