@@ -227,6 +227,23 @@ def test_every_second_column_of_rows(width):
     )  # fmt: skip
 
 
+@needs_native
+@pytest.mark.parametrize("dtype, width", ((torch.float32, 640), (torch.bfloat16, 1280), (torch.float32, 648)))
+@pytest.mark.parametrize("channels_last", (False, True))
+def test_a_result_beyond_the_caches_agrees_with_its_parts(dtype, width, channels_last):
+    """The whole is 40 MB and goes past the caches, the parts do not; rows of 648 are no whole cache lines."""
+    x = torch.randn(2, 16, 512, width).to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for part, up, down, taps in ((512, 1, 1, 4), (256, 2, 1, 4), (512, 1, 2, 4), (512, 1, 1, 3), (512, 1, 1, 9)):
+        source = x[:, :, :part, : part * width // 512] if down == 1 else torch.cat([x, x], 2).repeat(1, 1, 1, 2)
+        f = torch.randn(taps)
+        run = partial(ops.upfirdn2d, f=f, up=up, down=down, padding=taps // 2, impl="native")
+        whole = run(source)
+        assert whole.numel() * whole.element_size() >= 32 << 20
+        assert torch.equal(whole, torch.cat([run(source[:1]), run(source[1:])]))
+
+
 @pytest.mark.parametrize("impl", ("ref", pytest.param("native", marks=needs_native)))
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
 def test_out(impl, memory_format):

@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "../common/bfloat16.h"
 
 namespace fastinv::FASTINV_ISA {
@@ -95,6 +99,29 @@ FASTINV_INLINE void store_stored(T* to, Lanes<T> x, int64_t count = kLanes<T>) {
     std::memcpy(some, &x, sizeof x);
     for (int64_t i = 0; i < count; ++i) to[i] = some[i];
   }
+}
+
+// To memory past the caches, which spares the reading of what is overwritten, where `streamed` says so and the machine
+// can. `to` must be a multiple of the vector's size then, and `end_of_stream` follow before others read it.
+template <class T, bool streamed>
+FASTINV_INLINE void store_lanes(T* to, Lanes<T> x) {
+#if defined(__SSE2__)
+  if constexpr (streamed) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof x == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)x);
+#endif
+#if defined(__AVX__)
+    if constexpr (sizeof x == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)x);
+#endif
+    if constexpr (sizeof x == 16) return _mm_stream_si128((__m128i*)to, (__m128i)x);
+  }
+#endif
+  store_stored(to, x);
+}
+FASTINV_INLINE void end_of_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 FASTINV_INLINE Lanes<float> magnitude(Lanes<float> x) {

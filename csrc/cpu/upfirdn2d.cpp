@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <memory>
 
 #include "../common/stable.h"
@@ -10,7 +11,9 @@
 namespace fastinv {
 namespace {
 
-constexpr int64_t kScratchInCache = 4096;  // values of scratch that stay in the first-level cache beside the rows
+constexpr int64_t kScratchInCache = 4096;    // values of scratch that stay in the first-level cache beside the rows
+constexpr int64_t kBeyondCaches = 32 << 20;  // bytes of outputs of which nothing would be left in the caches at the end
+constexpr int64_t kCacheLine = 64;
 
 int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
@@ -94,9 +97,14 @@ void run(const T* input, T* output, int64_t images, int64_t channels, const Axis
         row_weights.push_back(static_cast<C>(filter[ay.tap_at[i] * width + ax.tap_at[j]]));
   }
   const int64_t line_size = (x.end - x.begin) * channels;
-  const int64_t lines = std::clamp<int64_t>(kScratchInCache / line_size, 1, 16);
-  const UpfirdnParams<T> p{input,   output, channels, ax, ay, separable, row_weights.data(), column_weights.data(),
-                           x.begin, x.end,  lines};
+  const int64_t out_bytes = images * ay.out * ax.out * channels * sizeof(T);
+  const int64_t whole = channels > 1 ? channels : ax.out;
+  const bool streamed = out_bytes >= kBeyondCaches && whole * sizeof(T) % kCacheLine == 0 &&
+                        reinterpret_cast<uintptr_t>(output) % kCacheLine == 0;
+  // Several short rows at a time; in a stream a few, whose outputs are written while the samples of the next are read.
+  const int64_t lines = std::clamp<int64_t>(kScratchInCache / line_size, 1, streamed ? 4 : 16);
+  const UpfirdnParams<T> p{input,   output, channels, ax,      ay, separable, row_weights.data(), column_weights.data(),
+                           x.begin, x.end,  lines,    streamed};
   const int64_t cost = ax.out * channels;
   parallel_for(0, images * ay.out, 16384 / cost, [&](int64_t begin, int64_t end) {
     std::unique_ptr<C[]> scratch(new C[upfirdn2d_scratch(p)]);

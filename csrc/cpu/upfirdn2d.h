@@ -34,6 +34,7 @@ struct UpfirdnParams {
   int64_t column_begin;        // a line in scratch holds the samples [column_begin, column_end) of a row,
   int64_t column_end;          // zeros where the row has none
   int64_t lines;               // so many lines in scratch
+  bool streamed;               // outputs go past the caches; all rows (NHWC: all pixels) are whole cache lines then
 };
 
 // Values of compute_t<T> that `upfirdn2d_rows` needs as scratch: two lines of outputs and `lines` of samples.

@@ -93,50 +93,31 @@ inline void vertical(C* line, const T* rows, int64_t row_step, const C* weight, 
   for (; t < taps; ++t) sum_rows<1, true>(line, rows + t * row_step, row_step, weight + t, n);
 }
 
-// Both phases of an up-sampling by 2 of one channel with two taps each, written side by side.
-template <bool add, class Out, class C>
-inline void up2_pairs(Out* __restrict out, const C* __restrict even, const C* __restrict odd, const C* weight,
-                      int64_t taps, int64_t n) {
-  C e0 = weight[0], e1 = weight[1], o0 = weight[taps], o1 = weight[taps + 1];
-#pragma omp simd
-  for (int64_t m = 0; m < n; ++m) {
-    C a = e0 * even[m] + e1 * even[m + 1];
-    C b = o0 * odd[m] + o1 * odd[m + 1];
-    if constexpr (add) {
-      a += load(out[2 * m]);
-      b += load(out[2 * m + 1]);
-    }
-    store(out[2 * m], a);
-    store(out[2 * m + 1], b);
-  }
-}
-
 // One row of outputs from a line whose element 0 is sample `column_begin`.
-template <bool add, class Out, class C>
+template <bool add, bool streamed = false, class Out, class C>
 inline void horizontal(Out* out, const C* line, int64_t column_begin, const UpfirdnAxis& x, const C* weight,
                        int64_t channels, C* one_phase) {
+  if (channels == 1 && sampling_of(x) != Sampling::other) {  // the usual filters of one channel
+    const C* from = line + x.first[0] - column_begin;
+    if (x.phases == 2) {
+      return pairs<add, streamed>(out, from, line + x.first[1] - column_begin, weight, x.taps, x.out);
+    }
+    return x.step == 1 ? every_sample<add, streamed>(out, from, weight, x.out)
+                       : every_second<add, streamed>(out, from, weight, x.out);
+  }
   if (x.phases == 1 && x.step == 1) {  // layout does not matter: tap t lies t * channels further on, for all
     filter<add>(out, 1, line + (x.first[0] - column_begin) * channels, 1, channels, weight, x.count[0],
                 x.out * channels);
     return;
   }
   if (channels == 1) {  // vectors along the row
-    int64_t done = 0;
-    if (x.phases == 2 && x.step == 1 && x.count[0] == 2 && x.count[1] == 2) {
-      done = x.out / 2;
-      up2_pairs<add>(out, line + x.first[0] - column_begin, line + x.first[1] - column_begin, weight, x.taps, done);
-    }
     for (int64_t phase = 0; phase < x.phases; ++phase) {
-      int64_t n = (x.out - phase + x.phases - 1) / x.phases - done;
-      if (n <= 0) continue;
-      Out* to = out + done * x.phases + phase;
-      const C* from = line + x.first[phase] + done * x.step - column_begin;
-      if (!add && x.phases == 1 && x.step == 2 && x.count[0] == 4) {
-        every_second(to, from, weight, n);
-      } else if (x.phases == 1 && x.step == 2) {
-        filter<add>(to, 1, from, 2, 1, weight + phase * x.taps, x.count[phase], n);
+      const int64_t n = (x.out - phase + x.phases - 1) / x.phases;
+      const C* from = line + x.first[phase] - column_begin;
+      if (x.phases == 1 && x.step == 2) {
+        filter<add>(out, 1, from, 2, 1, weight, x.count[0], n);
       } else {
-        filter<add>(to, x.phases, from, x.step, 1, weight + phase * x.taps, x.count[phase], n);
+        filter<add>(out + phase, x.phases, from, x.step, 1, weight + phase * x.taps, x.count[phase], n);
       }
     }
     return;
@@ -184,7 +165,7 @@ inline RowSpan span_of(const UpfirdnAxis& y, int64_t index) {
   return {image, taps > 0 ? first : 0, taps, phase * y.taps + tap};
 }
 
-template <class T>
+template <class T, bool streamed>
 inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
   using C = compute_t<T>;
   const int64_t channels = p.channels;
@@ -215,7 +196,7 @@ inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_
       for (int64_t i = 0; i < count; ++i) {
         T* out = p.output + (index + i) * out_size;
         if (p.x.taps <= kUnrolled) {
-          horizontal<false>(out, lines + i * line_size, p.column_begin, p.x, p.row, channels, one_phase);
+          horizontal<false, streamed>(out, lines + i * line_size, p.column_begin, p.x, p.row, channels, one_phase);
           continue;
         }
         // Several passes over the output: in the computing type, rounded once at the end.
@@ -240,29 +221,36 @@ inline void rows(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_
 }
 
 // The same by `row_of_pixels`, but for the rows at the upper and lower border.
-template <class T, Sampling sampling>
+template <class T, Sampling sampling, bool streamed>
 void rows_of_pixels(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
   const int64_t row_size = p.x.size * p.channels;
   for (int64_t index = begin; index < end; ++index) {
     const RowSpan span = span_of(p.y, index);
     if (span.taps < RowOfPixels<T, sampling, 1>::kTaps) {
-      rows(p, index, index + 1, scratch);
+      rows<T, streamed>(p, index, index + 1, scratch);
       continue;
     }
-    row_of_pixels<T, sampling>(p, p.input + (span.image * p.y.size + span.first) * row_size, p.column + span.weights,
-                               p.output + index * p.x.out * p.channels);
+    row_of_pixels<T, sampling, streamed>(p, p.input + (span.image * p.y.size + span.first) * row_size,
+                                         p.column + span.weights, p.output + index * p.x.out * p.channels);
   }
+}
+
+template <class T, bool streamed>
+void rows_of_any(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
+  if (p.separable && p.channels >= kLanes<T>) {
+    const Sampling x = sampling_of(p.x), y = sampling_of(p.y);
+    if (x == y && x == Sampling::same) return rows_of_pixels<T, Sampling::same, streamed>(p, begin, end, scratch);
+    if (x == y && x == Sampling::up2) return rows_of_pixels<T, Sampling::up2, streamed>(p, begin, end, scratch);
+    if (x == y && x == Sampling::down2) return rows_of_pixels<T, Sampling::down2, streamed>(p, begin, end, scratch);
+  }
+  rows<T, streamed>(p, begin, end, scratch);
 }
 
 template <class T>
 void rows_of_any(const UpfirdnParams<T>& p, int64_t begin, int64_t end, compute_t<T>* scratch) {
-  if (p.separable && p.channels >= kLanes<T>) {
-    const Sampling x = sampling_of(p.x), y = sampling_of(p.y);
-    if (x == y && x == Sampling::same) return rows_of_pixels<T, Sampling::same>(p, begin, end, scratch);
-    if (x == y && x == Sampling::up2) return rows_of_pixels<T, Sampling::up2>(p, begin, end, scratch);
-    if (x == y && x == Sampling::down2) return rows_of_pixels<T, Sampling::down2>(p, begin, end, scratch);
-  }
-  rows(p, begin, end, scratch);
+  if (!p.streamed) return rows_of_any<T, false>(p, begin, end, scratch);
+  rows_of_any<T, true>(p, begin, end, scratch);
+  end_of_stream();
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ inline Sampling sampling_of(const UpfirdnAxis& axis) {
 }
 
 // K vectors of channels beside each other, at all columns of one output row.
-template <class T, Sampling sampling, int K>
+template <class T, Sampling sampling, int K, bool streamed = false>
 struct RowOfPixels {
   using C = compute_t<T>;
   using V = Lanes<C>;
@@ -49,7 +49,7 @@ struct RowOfPixels {
     return sum;
   }
   FASTINV_INLINE void put(int64_t o, int64_t k, V v) const {
-    store_stored(out + o * channels + k * kLanes<T>, narrowed<T>(v));
+    store_lanes<T, streamed>(out + o * channels + k * kLanes<T>, narrowed<T>(v));
   }
   FASTINV_INLINE void four(int64_t o, const C* w, const Column& a, const Column& b, const Column& c,
                            const Column& d) const {
@@ -99,12 +99,13 @@ struct RowOfPixels {
 
 // One output row whose taps are all inside of the picture. There are at least as many channels as lanes; the last
 // vectors overlap those before them where the channels are no multiple.
-template <class T, Sampling sampling>
+template <class T, Sampling sampling, bool streamed>
 void row_of_pixels(const UpfirdnParams<T>& p, const T* rows, const compute_t<T>* vertical, T* out) {
   constexpr int wide = kLaneBytes == 64 ? 4 : 2;  // what the registers hold
   const int64_t row_step = p.x.size * p.channels;
   auto run = [&](auto count, int64_t c) {
-    RowOfPixels<T, sampling, count>{rows + c, out + c, row_step, p.channels, p.x.size, vertical}.run(p.x, p.row);
+    RowOfPixels<T, sampling, count, streamed>{rows + c, out + c, row_step, p.channels, p.x.size, vertical}.run(p.x,
+                                                                                                               p.row);
     return count * kLanes<T>;
   };
   for (int64_t c = 0; c < p.channels;) {
@@ -128,8 +129,40 @@ FASTINV_INLINE V odd_lanes(V a, V b, std::index_sequence<lane...>) {
   return FASTINV_SHUFFLE(a, b, (2 * lane + 1)...);
 }
 
-// out[i] = sum over 4 taps of weight[t] * in[2 * i + t], along a row of one channel.
-template <class T, class C>
+template <class V, size_t... lane>
+FASTINV_INLINE V low_zip(V a, V b, std::index_sequence<lane...>) {
+  return FASTINV_SHUFFLE(a, b, (lane % 2 * sizeof...(lane) + lane / 2)...);
+}
+template <class V, size_t... lane>
+FASTINV_INLINE V high_zip(V a, V b, std::index_sequence<lane...>) {
+  return FASTINV_SHUFFLE(a, b, (lane % 2 * sizeof...(lane) + lane / 2 + sizeof...(lane) / 2)...);
+}
+
+// out[i] = (add ? out[i] : 0) + value
+template <bool add, bool streamed, class T, class C>
+FASTINV_INLINE void put_lanes(T* out, Lanes<C> value) {
+  store_lanes<T, streamed>(out, narrowed<T>(add ? load_lanes(out) + value : value));
+}
+template <bool add, class T, class C>
+FASTINV_INLINE void put_one(T& out, C value) {
+  store(out, add ? load(out) + value : value);
+}
+
+// out[i] = (add ? out[i] : 0) + sum over 4 taps of weight[t] * in[i + t], along a row of one channel.
+template <bool add, bool streamed, class T, class C>
+void every_sample(T* out, const C* in, const C* weight, int64_t n) {
+  const C w[4] = {weight[0], weight[1], weight[2], weight[3]};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    const C* at = in + i;
+    const Lanes<C> first = w[0] * load_lanes(at) + w[1] * load_lanes(at + 1);
+    put_lanes<add, streamed, T, C>(out + i, first + w[2] * load_lanes(at + 2) + w[3] * load_lanes(at + 3));
+  }
+  for (; i < n; ++i) put_one<add>(out[i], w[0] * in[i] + w[1] * in[i + 1] + w[2] * in[i + 2] + w[3] * in[i + 3]);
+}
+
+// The same for in[2 * i + t].
+template <bool add, bool streamed, class T, class C>
 void every_second(T* out, const C* in, const C* weight, int64_t n) {
   constexpr int64_t lanes = kLanes<T>;
   const std::make_index_sequence<lanes> all;
@@ -140,11 +173,31 @@ void every_second(T* out, const C* in, const C* weight, int64_t n) {
     const Lanes<C> a = load_lanes(at), b = load_lanes(at + lanes);
     const Lanes<C> c = load_lanes(at + 2), d = load_lanes(at + 2 + lanes);
     const Lanes<C> first = w[0] * even_lanes(a, b, all) + w[1] * odd_lanes(a, b, all);
-    store_stored(out + i, narrowed<T>(first + w[2] * even_lanes(c, d, all) + w[3] * odd_lanes(c, d, all)));
+    put_lanes<add, streamed, T, C>(out + i, first + w[2] * even_lanes(c, d, all) + w[3] * odd_lanes(c, d, all));
   }
   for (; i < n; ++i) {
     const C* at = in + 2 * i;
-    store(out[i], w[0] * at[0] + w[1] * at[1] + w[2] * at[2] + w[3] * at[3]);
+    put_one<add>(out[i], w[0] * at[0] + w[1] * at[1] + w[2] * at[2] + w[3] * at[3]);
+  }
+}
+
+// The same for an up-sampling by 2 with two taps in each phase: outputs 2 * i from even[i + t] and 2 * i + 1 from
+// odd[i + t], whose weights are `taps` further on.
+template <bool add, bool streamed, class T, class C>
+void pairs(T* out, const C* even, const C* odd, const C* weight, int64_t taps, int64_t n) {
+  constexpr int64_t lanes = kLanes<T>;
+  const std::make_index_sequence<lanes> all;
+  const C e0 = weight[0], e1 = weight[1], o0 = weight[taps], o1 = weight[taps + 1];
+  int64_t i = 0;
+  for (; 2 * (i + lanes) <= n; i += lanes) {
+    const Lanes<C> a = e0 * load_lanes(even + i) + e1 * load_lanes(even + i + 1);
+    const Lanes<C> b = o0 * load_lanes(odd + i) + o1 * load_lanes(odd + i + 1);
+    put_lanes<add, streamed, T, C>(out + 2 * i, low_zip(a, b, all));
+    put_lanes<add, streamed, T, C>(out + 2 * i + lanes, high_zip(a, b, all));
+  }
+  for (; 2 * i < n; ++i) {
+    put_one<add>(out[2 * i], e0 * even[i] + e1 * even[i + 1]);
+    if (2 * i + 1 < n) put_one<add>(out[2 * i + 1], o0 * odd[i] + o1 * odd[i + 1]);
   }
 }
 

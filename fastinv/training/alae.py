@@ -7,11 +7,15 @@ Three steps on each batch, with the mapping F, synthesis G, encoder E and latent
 2. F and G: generated pictures should have codes that D takes for those of real ones.
 3. E and G: E(G(w)) should be w, for a w = F(z) that is constant (reciprocity).
 
-All at the full resolution; the paper grows it from 4x4. G's feature maps are in ``--dtype``, all else is in float32.
+The paper grows the networks from 4x4. Here a run is of one resolution and ``--grow DIR`` begins it with the networks of
+another at half of it, whose finest layers are new: without the paper's fading, which a few hundred steps make up for.
+G's feature maps are in ``--dtype``, all else is in float32.
 
 ``python -m fastinv.training.alae --data faces --out runs/alae`` (also ``fastinv train alae``).
 """
 
+import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from fastinv.checkpoints import load_generator, network_hash, save_network
+from fastinv.errors import UsageError
+from fastinv.files import shown
 from fastinv.losses import psnr
 from fastinv.models.encoders import ALAEEncoder
 from fastinv.models.layers import block_resolutions
@@ -26,7 +32,7 @@ from fastinv.models.stylegan1 import StyleGAN1Generator
 from fastinv.training.encoder_options import FULL_SIZE, EncoderParser, check_run, counts
 from fastinv.training.generator_options import parse_channels
 from fastinv.training.latent_discriminator import LinearDiscriminator, logistic, r1_penalty
-from fastinv.training.loop import Trainable, run_training
+from fastinv.training.loop import STATE, Trainable, run_training
 from fastinv.training.options import check_range, run_as_command
 from fastinv.training.picture_losses import PictureLosses
 
@@ -59,6 +65,25 @@ class ALAETraining(Trainable):
         self.E = self.add("encoder", E, optimizer, options.average, mixed=False)
         self.D = self.add("latent_discriminator", LinearDiscriminator(options.w_dim), optimizer, mixed=False)
         self.losses = PictureLosses(VALIDATION, self.device)
+        if options.grow and not options.resume:
+            self.grow(Path(options.grow) / STATE)
+
+    def grow(self, path: Path) -> None:
+        """Begin with the networks of a run at half the resolution, its moving averages left alone.
+
+        Raises:
+            UsageError: the file cannot be read, or its networks are no halves of these.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for name, network in self.networks.items():
+                network.load_state_dict(network.state_dict() | grown(state["networks"][name]))
+                if name in self.averages:
+                    self.averages[name].module.load_state_dict(network.state_dict())
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError,
+                pickle.UnpicklingError) as error:  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"--grow: {shown(path)} holds no networks to grow these from: {reason}") from error
 
     def draw(self, count: int) -> torch.Tensor:
         """Latents z [count, z_dim], this process's rows of what one process would draw."""
@@ -134,6 +159,17 @@ class ALAETraining(Trainable):
         save_network(self.final("encoder"), folder / f"{prefix}encoder.safetensors", torch.float16, facts)
 
 
+def grown(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a network under the names that they have in one for twice the resolution.
+
+    What is left out is of the picture's own resolution: the generator's last layer, and an encoder's latent average,
+    one row for each layer.
+    """
+    old = {name: value for name, value in state.items() if ".torgb." not in name and name != "latent_avg"}
+    numbered = re.compile(r"(encode_block|from_rgb)\.(\d+)")  # the encoder's levels count from the finest
+    return {numbered.sub(lambda found: f"{found[1]}.{int(found[2]) + 1}", name): value for name, value in old.items()}
+
+
 def parser() -> EncoderParser:
     """The command's options."""
     p = EncoderParser("alae", "Train ALAE, a generator and an encoder that learn together.")
@@ -147,6 +183,8 @@ def parser() -> EncoderParser:
     p.add_argument("--encoder-channels", default="", metavar="N,N,...", help="those of the encoder at the resolution "
                    "and after each halving down to 2 (default: 16, 32, ... up to 512, or "
                    f"{','.join(map(str, SMALL_CHANNELS))} below {FULL_SIZE})")  # fmt: skip
+    p.add_argument("--grow", default="", metavar="DIR", help="begin with the networks of a run at half the resolution "
+                   "and of the same channels from there down")  # fmt: skip
     p.number("--mapping-layers", int, 8, "depth of the mapping network")
     p.number("--style-mixing", float, 0.9, "share of generated pictures with two latents")
     p.number("--r1-gamma", float, 10.0, "weight of the gradient penalty")
