@@ -20,7 +20,7 @@ from fastinv.data import faces
 from fastinv.errors import FastinvError, UsageError
 from fastinv.latents import mean_latent
 from fastinv.models.attributes import load_attribute_network
-from fastinv.models.encoders import Encoder4Editing, GradualStyleEncoder, ReStyleE4E
+from fastinv.models.encoders import ALAEEncoder, Encoder4Editing, GradualStyleEncoder, ReStyleE4E
 from fastinv.models.stylegan1 import StyleGAN1Generator
 from fastinv.training import alae, e4e, idinvert, loop, psp
 from fastinv.training.batches import FaceBatches, FolderBatches
@@ -248,6 +248,32 @@ def test_alae_learns_that_codes_are_those_of_pictures(trainable):
         values.append(float(learner.iterate(next(stream), step)["reciprocity"].detach()))
         learner.end_step()
     assert sum(values[-20:]) < 0.5 * sum(values[:20])
+
+
+def test_alae_grows_from_a_run_at_half_the_resolution(train, trainable, tmp_path):
+    half = train("alae", tmp_path / "half")
+    state = torch.load(half / "state.pt", weights_only=True)["networks"]
+    twice = ["--resolution", "32", "--channels", "8,8,8,6", "--encoder-channels", "3,4,4,4,4"]
+    learner = trainable("alae", *twice, "--grow", str(half))
+    small = ALAEEncoder(16, 6, 8, (4, 4, 4, 4))
+    small.load_state_dict(state["encoder"])
+    images = faces.render(faces.sample_attributes(2), resolution=16)
+    # What the finest level would hand on goes the way of the small encoder's picture, to the same code.
+    torch.testing.assert_close(learner.E(images, level=1)[:, :6], small(images), rtol=1e-5, atol=1e-5)
+    for name, value in state["generator"].items():
+        if ".torgb." not in name:
+            assert torch.equal(learner.G.state_dict()[name], value), name
+    for name, value in state["latent_discriminator"].items():
+        assert torch.equal(learner.D.state_dict()[name], value), name
+    for name, average in learner.averages.items():  # they begin where the networks do
+        for tensor, value in learner.networks[name].state_dict().items():
+            assert torch.equal(average.module.state_dict()[tensor], value)
+    train("alae", tmp_path / "run", *twice, "--grow", str(half))
+    larger = ["--resolution", "64", "--channels", "8,8,8,6,6", "--encoder-channels", "3,3,4,4,4,4"]
+    wrong = ["--channels", "8,8,6,6"], ["--grow", str(tmp_path / "nowhere")], larger
+    for options in wrong:
+        with pytest.raises(UsageError, match="--grow: .* holds no networks to grow these from"):
+            trainable("alae", *twice, "--grow", str(half), *options)
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------
