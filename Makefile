@@ -9,6 +9,8 @@
 #               losses, training; about 45 minutes on a quiet machine, QUICK=1 a few; BENCH_ARGS="--only step"
 # make carried  the native library with its CUDA part for CUDA_ARCHS (9.0), in build/cuda: runs with any torch >= 2.10
 # make format  format the C++ sources, sort imports
+# make browser  install Gradio and Playwright into .venv: for `fastinv ui`, and for the tests that open pages in Debian's
+#               chromium, which are skipped otherwise
 # make clean   remove .venv and everything that was built
 # Needs Python >= 3.10 (PYTHON=python3.12 picks one), a C++ compiler and make; the rest is installed into .venv.
 # PIP_ARGS is handed to pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the CPU build of torch.
@@ -18,7 +20,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test native host bench gpu-check carried format clean
+.PHONY: demo test native host bench gpu-check carried browser format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed $(VENV)/.native
@@ -51,6 +53,8 @@ carried: $(VENV)/.dependencies
 native:
 	$(PYTHON) setup.py -q build_ext --inplace
 
+browser: $(VENV)/.browser
+
 format: $(VENV)/.dependencies
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 	$(RUN) -m ruff check --select I --fix .
@@ -68,6 +72,10 @@ $(VENV)/.dependencies: $(VENV)/.created constraints.txt
 	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r constraints.txt
 	# For its file of LPIPS weights only; with its dependencies pip would replace torch.
 	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps lpips==0.1.4
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dependencies constraints-ui.txt
+	$(RUN) -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r constraints.txt -r constraints-ui.txt
 	@touch $@
 
 # The library is also rebuilt when somebody removed it.
