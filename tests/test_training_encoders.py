@@ -265,10 +265,22 @@ def test_alae_grows_from_a_run_at_half_the_resolution(train, trainable, tmp_path
             assert torch.equal(learner.G.state_dict()[name], value), name
     for name, value in state["latent_discriminator"].items():
         assert torch.equal(learner.D.state_dict()[name], value), name
+    # With nothing of the new layers, what is made and seen is what the small networks make and see.
+    learner.fade = 0.0
+    large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(learner._encode(large)[:, :6], small(images), rtol=1e-4, atol=1e-5)
+    G = StyleGAN1Generator(16, 8, 8, {4: 8, 8: 8, 16: 8}, 2, mapping_lr_multiplier=0.1)
+    G.load_state_dict(state["generator"])
+    w_plus = torch.randn(2, 8, 8)
+    made = learner._synthesise(w_plus, final=True)
+    expected = G.synthesis(w_plus[:, :6]).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
     for name, average in learner.averages.items():  # they begin where the networks do
         for tensor, value in learner.networks[name].state_dict().items():
             assert torch.equal(average.module.state_dict()[tensor], value)
-    train("alae", tmp_path / "run", *twice, "--grow", str(half))
+    out = train("alae", tmp_path / "run", *twice, "--grow", str(half), "--fade", "4")
+    assert load_generator(out / "generator.safetensors").resolution == 32
+    assert {int(row["step"]) for row in rows(out / "log.csv")} == {2, 4, 6, 8}
     larger = ["--resolution", "64", "--channels", "8,8,8,6,6", "--encoder-channels", "3,3,4,4,4,4"]
     wrong = ["--channels", "8,8,6,6"], ["--grow", str(tmp_path / "nowhere")], larger
     for options in wrong:

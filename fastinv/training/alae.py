@@ -7,9 +7,9 @@ Three steps on each batch, with the mapping F, synthesis G, encoder E and latent
 2. F and G: generated pictures should have codes that D takes for those of real ones.
 3. E and G: E(G(w)) should be w, for a w = F(z) that is constant (reciprocity).
 
-The paper grows the networks from 4x4. Here a run is of one resolution and ``--grow DIR`` begins it with the networks of
-another at half of it, whose finest layers are new: without the paper's fading, which a few hundred steps make up for.
-G's feature maps are in ``--dtype``, all else is in float32.
+The paper grows the networks from 4x4. Here a run is of one resolution, and ``--grow DIR`` begins it with the networks
+of another run at half of it; the new layers, at the picture's side, fade in over ``--fade`` steps. G's feature maps are
+in ``--dtype``, all else is in float32.
 
 ``python -m fastinv.training.alae --data faces --out runs/alae`` (also ``fastinv train alae``).
 """
@@ -28,7 +28,7 @@ from fastinv.files import shown
 from fastinv.losses import psnr
 from fastinv.models.encoders import ALAEEncoder
 from fastinv.models.layers import block_resolutions
-from fastinv.models.stylegan1 import StyleGAN1Generator
+from fastinv.models.stylegan1 import StyleGAN1Generator, ToRGBLayer
 from fastinv.training.encoder_options import FULL_SIZE, EncoderParser, check_run, counts
 from fastinv.training.generator_options import parse_channels
 from fastinv.training.latent_discriminator import LinearDiscriminator, logistic, r1_penalty
@@ -65,8 +65,12 @@ class ALAETraining(Trainable):
         self.E = self.add("encoder", E, optimizer, options.average, mixed=False)
         self.D = self.add("latent_discriminator", LinearDiscriminator(options.w_dim), optimizer, mixed=False)
         self.losses = PictureLosses(VALIDATION, self.device)
-        if options.grow and not options.resume:
-            self.grow(Path(options.grow) / STATE)
+        self.fade = 1.0  # share of the new layers
+        if options.grow:
+            width = G.config["channels"][resolution // 2]
+            self.add("half_rgb", ToRGBLayer(width, final_tanh=False), optimizer, options.average, mixed=False)
+            if not options.resume:
+                self.grow(Path(options.grow) / STATE)
 
     def grow(self, path: Path) -> None:
         """Begin with the networks of a run at half the resolution, its moving averages left alone.
@@ -76,8 +80,12 @@ class ALAETraining(Trainable):
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            networks, last = state["networks"], f"synthesis.b{self.resolution // 2}.torgb."
+            networks["half_rgb"] = {
+                name.removeprefix(last): value for name, value in networks["generator"].items() if last in name
+            }
             for name, network in self.networks.items():
-                network.load_state_dict(network.state_dict() | grown(state["networks"][name]))
+                network.load_state_dict(network.state_dict() | grown(networks[name]))
                 if name in self.averages:
                     self.averages[name].module.load_state_dict(network.state_dict())
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError,
@@ -103,12 +111,32 @@ class ALAETraining(Trainable):
             w = torch.where(later[..., None].to(self.device), other, w)
         return self._synthesise(w), first
 
-    def _synthesise(self, w_plus: torch.Tensor) -> torch.Tensor:
-        return self.G.synthesis(w_plus, noise="random", dtype=self.dtype)
+    def _synthesise(self, w_plus: torch.Tensor, final: bool = False) -> torch.Tensor:
+        """Pictures of codes by the networks in training, or by those of ``final`` with the stored noise maps."""
+        G = self.final("generator") if final else self.G
+        half = []
+        keep = G.synthesis.get_submodule(f"b{self.resolution // 2}.conv1").register_forward_hook(
+            lambda layer, arguments, x: half.append(x)
+        )
+        with keep:
+            images = G.synthesis(w_plus, "const" if final else "random", None if final else self.dtype)
+        if self.fade == 1:
+            return images
+        rgb = self.final("half_rgb") if final else self.networks["half_rgb"]
+        return torch.lerp(F.interpolate(rgb(half[0]), scale_factor=2), images, self.fade)
+
+    def _encode(self, images: torch.Tensor, final: bool = False) -> torch.Tensor:
+        E = self.final("encoder") if final else self.E
+        return E(E.fit(images), fade=self.fade) + E.latent_avg
 
     def judge(self, images: torch.Tensor) -> torch.Tensor:
         """D(E(x)): pictures [N, 3, R, R] -> logits [N]."""
-        return self.D(self.E.encode(images)[:, 0])
+        return self.D(self._encode(images)[:, 0])
+
+    def begin_step(self, step):
+        super().begin_step(step)
+        if self.options.grow:
+            self.fade = min(1.0, (step + 1) / max(1, self.options.fade))
 
     def iterate(self, images, step):
         count = len(images)
@@ -123,18 +151,19 @@ class ALAETraining(Trainable):
             (values["r1"] * (self.options.r1_gamma / 2 * self.options.r1_interval)).backward()
         self.step_optimizer("encoder", "latent_discriminator")
 
+        painters = [name for name in ("generator", "half_rgb") if name in self.networks]
         self._freeze(True)
         made, _ = self.generate(count)
         values["g_loss"] = F.softplus(-self.judge(made)).mean()
         values["g_loss"].backward()
         self._freeze(False)
-        self.step_optimizer("generator")
+        self.step_optimizer(*painters)
 
         with torch.no_grad():
             w = self.G.mapping(self.draw(count))
-        values["reciprocity"] = (self.E.encode(self._synthesise(w)) - w)[:, 0].square().mean()
+        values["reciprocity"] = (self._encode(self._synthesise(w)) - w)[:, 0].square().mean()
         values["reciprocity"].backward()
-        self.step_optimizer("encoder", "generator")
+        self.step_optimizer("encoder", *painters)
         return values
 
     def _freeze(self, frozen: bool) -> None:
@@ -142,13 +171,13 @@ class ALAETraining(Trainable):
         self.D.requires_grad_(not frozen)
 
     def reconstruct(self, images):
-        return self.final("generator").synthesis(self.final("encoder").encode(images))
+        return self._synthesise(self._encode(images, final=True), final=True)
 
     def measure(self, images):
         made = self.reconstruct(images)
         values = self.losses(made, images)
         w = self.final("generator").mapping(torch.randn(len(images), self.options.z_dim).to(self.device))
-        again = self.final("encoder").encode(self.final("generator").synthesis(w))
+        again = self._encode(self._synthesise(w, final=True), final=True)
         error = (again - w)[:, 0].square().mean(1)
         return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values, "reciprocity": error}
 
@@ -185,6 +214,7 @@ def parser() -> EncoderParser:
                    f"{','.join(map(str, SMALL_CHANNELS))} below {FULL_SIZE})")  # fmt: skip
     p.add_argument("--grow", default="", metavar="DIR", help="begin with the networks of a run at half the resolution "
                    "and of the same channels from there down")  # fmt: skip
+    p.number("--fade", int, 1000, "steps in which the new layers of --grow fade in")
     p.number("--mapping-layers", int, 8, "depth of the mapping network")
     p.number("--style-mixing", float, 0.9, "share of generated pictures with two latents")
     p.number("--r1-gamma", float, 10.0, "weight of the gradient penalty")
@@ -201,6 +231,7 @@ def main(argv: list[str] | None = None) -> Path:
     check_range(options, "z_dim w_dim mapping_layers r1_interval", 1, 2**20)
     check_range(options, "style_mixing", 0, 1)
     check_range(options, "r1_gamma", 0, 1e12)
+    check_range(options, "fade", 0, 2**40)
     return run_training("alae", ALAETraining, options)
 
 

@@ -92,9 +92,17 @@ class ALAEEncoder(Encoder):
             EncodeBlock(*pair, w_dim) for pair in zip(channels[:-1], channels[1:], strict=True)
         )
 
-    def forward(self, x: Tensor, level: int = 0) -> Tensor:
-        """Pictures of 1 / 2^level of the full resolution enter at that level, as in progressive growing."""
+    def forward(self, x: Tensor, level: int = 0, fade: float = 1.0) -> Tensor:
+        """Pictures of 1 / 2^level of the full resolution enter at that level, as in progressive growing.
+
+        With ``fade`` below 1 they enter at the next level, too: 0 is what they would be there alone.
+        """
+        halved = F.avg_pool2d(x, 2) if fade < 1 else None
         x, w = self.from_rgb[level](x), 0
+        if halved is not None:
+            x, w = self.encode_block[level](x)
+            level += 1
+            x, w = torch.lerp(self.from_rgb[level](halved), x, fade), fade * w
         for block in self.encode_block[level:]:
             x, part = block(x)
             w = w + part
