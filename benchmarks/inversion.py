@@ -23,9 +23,7 @@ of the other attributes in their deviations, ``edited`` the share of edits that 
 """
 
 import argparse
-import dataclasses
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -33,13 +31,11 @@ from harness import ROOT, facts, markdown, write
 
 import fastinv
 from fastinv.data import faces
-from fastinv.evaluation import attribute_directions, edit_scores, latent_editing_consistency
+from fastinv.evaluation.methods import Pictures, edits, measure, quality
 from fastinv.latents import expand, mapped_samples
-from fastinv.losses import PerceptualLoss, load_trunk, mse, psnr, ssim
-from fastinv.models.attributes import load_attribute_network
 
 OUT = ROOT / "benchmarks" / "results" / "inversion"
-EDIT = 1.5  # standard deviations of the attribute
+COLUMNS = ("mse", "psnr", "ssim", "features", "identity")
 ROWS: dict[str, dict] = {
     "image2stylegan z": {"space": "z"},
     "image2stylegan w": {"space": "w"},
@@ -65,89 +61,15 @@ REFERENCES = ("targets", "mapped codes")  # rows that are no method
 GENERATORS = {"alae": "faces64-alae"}  # of the rows whose generator is not faces64
 
 
-class Judge:
-    """Measures reconstructions of the same pictures again and again."""
-
-    def __init__(self, images: torch.Tensor, attributes: dict[str, torch.Tensor]):
-        self.images, self.attributes = images, attributes
-        self.network = load_attribute_network()
-        self.features = PerceptualLoss(images, load_trunk("attributes")[0])
-        self.embedding = self.network.embedding(images)
-
-    @torch.no_grad()
-    def __call__(self, found: torch.Tensor) -> dict:
-        """Means over the pictures; found [N, 3, R, R]."""
-        found = found.clamp(-1, 1)
-        predicted = self.network(found)
-        stds = dict(zip(faces.NAMES, self.network.stds, strict=True))
-        errors = [(predicted[name] - self.attributes[name]).abs().mean() / stds[name] for name in faces.NAMES]
-        return {
-            "mse": float(mse(found, self.images).mean()), "psnr": float(psnr(found, self.images).mean()),
-            "ssim": float(ssim(found, self.images).mean()), "features": float(self.features(found).mean()),
-            "identity": float(torch.cosine_similarity(self.network.embedding(found), self.embedding).mean()),
-            "attributes": float(torch.stack(errors).mean()),
-            "each attribute": {name: float(error) for name, error in zip(faces.NAMES, errors, strict=True)},
-        }  # fmt: skip
-
-    def edits(self, parts: list[tuple], directions: torch.Tensor) -> dict:
-        """Means of the edit scores of (render, codes)."""
-        scores = [edit_scores(render, codes, directions, self.network, EDIT) for render, codes in parts]
-        scores = {name: torch.cat([part[name] for part in scores]).double() for name in scores[0]}
-        each = {name: dict(zip(faces.NAMES, value.mean(0).tolist(), strict=True)) for name, value in scores.items()}
-        means = {name: float(value.mean()) for name, value in scores.items()}
-        return {"moved": means["moved"], "leaked": means["leaked"], "edited": means["done"], "each edit": each}
-
-
-def renderer(result, G):
-    """Codes near a result's -> pictures, by its noise maps, features and tuned weights."""
-    return lambda w_plus: dataclasses.replace(result, w_plus=w_plus).render(G)
-
-
-def measure(row: str, images: torch.Tensor, judge: Judge, batch: int, dtype: str, consistency: bool) -> dict:
+def row_of(row: str, pictures: Pictures, batch: int, dtype: str, consistency: bool) -> dict:
     """One row of the table."""
     if row == "targets":
-        return {"row": row, **judge(images), "seconds": 0.0, "steps": 0.0}
+        return {"row": row, **quality(pictures.images, pictures, COLUMNS), "seconds": 0.0, "steps": 0.0}
     G = fastinv.load_generator(GENERATORS.get(row, "faces64"))
-    directions = attribute_directions(G, judge.network)
     if row == "mapped codes":
-        codes = expand(mapped_samples(G, len(images), seed=1).float(), G.num_ws)
-        return {"row": row, **judge.edits([(G.synthesis, codes)], directions)}
-
-    def find(part: torch.Tensor):
-        return fastinv.invert(G, part, dtype=dtype, progress=False, **ROWS[row])
-
-    started = time.process_time()
-    results = [find(part) for part in images.split(batch)]
-    seconds = (time.process_time() - started) / len(images)
-    found = torch.cat([result.render(G) for result in results])
-    steps = [count for result in results for count in result.metrics["steps"]]
-    settings = results[0].settings
-    measured = {
-        "row": row, **judge(found), "seconds": seconds, "steps": sum(steps) / len(steps),
-        "dtype": settings["dtype"], "space": settings["space"], "options": settings["options"],
-        "each psnr": psnr(found, images).tolist(),
-    }  # fmt: skip
-    if settings["space"] == "s":  # its codes are no w
-        return measured
-    parts = [(renderer(result, G), result.w_plus) for result in results]
-    measured |= judge.edits(parts, directions)
-    if consistency:
-        measured["lec"] = float(consistencies(G, results, directions, judge, find).mean())
-    return measured
-
-
-def consistencies(G, results: list, directions: torch.Tensor, judge: Judge, find) -> torch.Tensor:
-    """Latent editing consistency of each picture, by the edit of one attribute, another one from picture to picture."""
-    values, first = [], 0
-    for result in results:
-        chosen = torch.arange(first, first + len(result)) % len(directions)
-        read = judge.network.standardised(result.render(G)).gather(1, chosen[:, None])
-        edits = EDIT * torch.where(read > 0, -1.0, 1.0) * directions[chosen]
-        values.append(latent_editing_consistency(
-            lambda images: find(images.clamp(-1, 1)).w_plus, renderer(result, G), result.w_plus, edits, G
-        ))  # fmt: skip
-        first += len(result)
-    return torch.cat(values)
+        codes = expand(mapped_samples(G, len(pictures.images), seed=1).float(), G.num_ws)
+        return {"row": row, **edits([(G.synthesis, codes)], G, pictures)}
+    return measure(row, ROWS[row], G, pictures, batch=batch, dtype=dtype, consistency=consistency, metrics=COLUMNS)
 
 
 def table(folder: Path) -> str:
@@ -176,11 +98,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
         images, attributes = faces.sample(options.count, seed=0, split="heldout")
-        judge = Judge(images, attributes)
+        pictures = Pictures(images, attributes)
         for row in options.rows.split(","):
             if row not in (*REFERENCES, *ROWS):
                 parser.error(f"no row is called {row!r}; the rows are {', '.join(ROWS)}")
-            result = measure(row, images, judge, options.batch, options.dtype, options.lec)
+            result = row_of(row, pictures, options.batch, options.dtype, options.lec)
             result |= {"count": options.count, "facts": facts(torch.device("cpu"))}
             write(options.out / f"{row.replace(' ', '_')}.json", result)
             print({name: value for name, value in result.items() if isinstance(value, (str, float))}, flush=True)

@@ -20,10 +20,15 @@ _LAZY = {  # public name -> module that defines it
     "translate": "inversion.translate",
     "InversionResult": "inversion",
     "METHODS": "inversion",
+    "edit": "editing",
+    "mix": "editing",
+    "interpolate": "editing",
+    "diffuse": "editing",
+    "evaluate": "evaluation",
 }
 _SUBMODULES = (
-    "ops", "info", "data", "models", "checkpoints", "latents", "losses", "inversion", "training", "evaluation",
-    "report",
+    "ops", "info", "data", "models", "checkpoints", "latents", "losses", "inversion", "training", "editing",
+    "evaluation", "report",
 )  # fmt: skip
 
 __all__ = [

@@ -41,6 +41,30 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; it takes its place at the end, with all that is in it, or is removed.
+
+    Raises:
+        UsageError: it cannot be written (an OSError of the block or of the replacing).
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:64]}.") as outer:
+            temporary = Path(outer) / "new"
+            temporary.mkdir()
+            yield temporary
+            if folder.exists():
+                os.rename(folder, Path(outer) / "old")
+            os.rename(temporary, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(
+            f"cannot write {shown(folder)}: {reason}; check the folder, its rights and free space"
+        ) from error
+
+
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Remove what `atomic_file` left in a folder when its process was killed; nobody may be writing there meanwhile."""
     for path in Path(folder).glob(".*.tmp"):

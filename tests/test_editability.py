@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fastinv.editing.regression import attribute_directions
 from fastinv.errors import UsageError
-from fastinv.evaluation.editability import attribute_directions, edit_scores, latent_editing_consistency
+from fastinv.evaluation.editability import edit_scores, latent_editing_consistency
 
 WIDTH, LAYERS, ATTRIBUTES = 5, 3, 4
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Each part may import itself and what stands before it. "" is fastinv/__init__.py itself.
 ORDER = (
     "errors files devices _ext ops info data models checkpoints latents losses inversion training editing evaluation "
-    "report cli"
+    "report ui cli"
 ).split()
 RANK = {"": -1} | {part: rank for rank, part in enumerate(ORDER)}
 FILES = sorted((ROOT / "fastinv").rglob("*.py"))

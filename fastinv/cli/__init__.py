@@ -17,7 +17,18 @@ from typing import Annotated
 
 import typer
 
-from fastinv.cli import checkpoints, inversion, local_edits, training, translate
+from fastinv.cli import (
+    checkpoints,
+    directions,
+    editing,
+    evaluation,
+    inversion,
+    local_edits,
+    report,
+    training,
+    translate,
+    ui,
+)
 from fastinv.cli.common import debugging, out_of_memory, say, set_arguments, set_debugging
 from fastinv.errors import FastinvError
 
@@ -27,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(training.train, name="train")
+app.add_typer(directions.app, name="directions")
 
 
 def _version(value: bool) -> None:
@@ -45,6 +57,14 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 app.command()(inversion.invert)
 app.command()(inversion.demo)
 app.command()(translate.translate)
+app.command()(evaluation.evaluate)
+app.command("benchmark-methods")(evaluation.benchmark_methods)
+app.command()(editing.edit)
+app.command()(editing.mix)
+app.command()(editing.interpolate)
+app.command()(editing.diffuse)
+app.command()(report.report)
+app.command()(ui.ui)
 for _name, _edit in local_edits.COMMANDS.items():
     app.command(_name)(_edit)
 

@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +45,20 @@ def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, of the machine or of a GPU (told by name: torch may not be imported here)."""
     by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return by_type or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def free_folder(out: Path, name: str, own: Callable[[Path], bool]) -> Path:
+    """OUT/NAME; with a number where that holds something else than an earlier result of the same work.
+
+    Args:
+        out, name: the folder of all results, and what to call this one.
+        own: whether a folder holds an earlier result of the same work.
+    """
+    number, folder = 1, out / name
+    while folder.exists() and not own(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        number += 1
+        folder = out / f"{name}-{number}"
+    return folder
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastinv.cli.common import Debug, Device, Dtype, Seed, Steps, command, say
+from fastinv.cli.common import Debug, Device, Dtype, Seed, Steps, command, free_folder, say
 from fastinv.cli.inversion import options_of
 from fastinv.errors import UsageError
 from fastinv.files import check_writable, shown
@@ -21,18 +21,21 @@ class Edit:
     """What one command has to do.
 
     Attributes:
-        task: name of the function in ``fastinv.inversion.local_edits``; the folder of the result is called after it and
-            the pictures.
-        pictures, masks: its arguments -> files.
+        task: name of the function in ``module``; the folder of the result is called after it and the pictures.
+        pictures, masks: its arguments -> files; a mask may be a function of the resolution, too, that makes it [R, R].
         aim: (pictures, masks, blur) -> the picture that the result is shown beside.
         further: its other arguments.
+        module: where the function is.
+        method: the method of inversion that it uses.
     """
 
     task: str
     pictures: dict[str, Path]
-    masks: dict[str, Path | None]
+    masks: dict[str, Path | Callable | None]
     aim: Callable
     further: dict = field(default_factory=dict)
+    module: str = "fastinv.inversion.local_edits"
+    method: str = "image2stylegan++"
 
 
 def _shared(
@@ -61,7 +64,7 @@ def _command(edit: Callable[..., Edit]) -> Callable[..., None]:
     own, shared = (inspect.signature(function).parameters for function in (edit, _shared))
 
     def run(**arguments) -> None:
-        _run(edit(**{name: arguments.pop(name) for name in own}), **arguments)
+        run_edit(edit(**{name: arguments.pop(name) for name in own}), **arguments)
 
     run.__name__, run.__doc__ = edit.__name__, edit.__doc__
     parameters = [
@@ -94,7 +97,7 @@ def crossover(
 
     Example: fastinv crossover anna.png ben.png --mask left-half.png
     """
-    return Edit("crossover", {"first": first, "second": second}, {"masks": mask}, _pasted("first", "second"))
+    return Edit("crossover", {"first": first, "second": second}, {"masks": mask}, pasted_aim("first", "second"))
 
 
 @_command
@@ -144,7 +147,7 @@ def transfer(
     Example: fastinv transfer portrait.png other.png --mask eyes.png --at 32
     """
     files = {"target": target, "source": source}
-    return Edit("activation_transfer", files, {"masks": mask}, _pasted("source", "target"), {"at": at})
+    return Edit("activation_transfer", files, {"masks": mask}, pasted_aim("source", "target"), {"at": at})
 
 
 COMMANDS = {
@@ -153,29 +156,33 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _pasted(inside: str, outside: str) -> Callable:
+def pasted_aim(inside: str, outside: str) -> Callable:
+    """The aim of an edit: one of its pictures pasted into another, under its first mask."""
+
     def aim(pictures, masks, blur):
         from fastinv.inversion.local_edits import pasted
 
-        return pasted(pictures[inside], pictures[outside], masks["masks"], blur)
+        return pasted(pictures[inside], pictures[outside], next(iter(masks.values())), blur)
 
     return aim
 
 
-def _run(
+def run_edit(
     edit: Edit, generator: str, space: str | None, steps: int | None, crop: str, out: Path, device: str,
     dtype: str | None, seed: int, set_: list[str] | None, quiet: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Do an edit and write OUT/NAME/{latent.safetensors, reconstruction.png, comparison.png, result.json}."""
+    import importlib
+
     from fastinv.checkpoints import load_generator
     from fastinv.cli.batches import save
     from fastinv.data.pictures import CROPS, load_mask, load_picture
     from fastinv.devices import named_device, named_dtype
-    from fastinv.inversion import METHODS, local_edits
+    from fastinv.inversion import METHODS
     from fastinv.inversion.task import configure, whole_number
 
     options = options_of(set_ or [])
-    configure(METHODS, local_edits.METHOD, space, steps, options)
+    configure(METHODS, edit.method, space, steps, options)
     whole_number("--seed", seed, least=0)
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
@@ -184,18 +191,22 @@ def _run(
     check_writable(out)
     G = load_generator(generator, device=where, dtype=kind if dtype == "float64" else None)
     pictures = {name: load_picture(path, G.resolution, crop)[None] for name, path in edit.pictures.items()}
-    masks = {name: load_mask(path, G.resolution, crop)[None] for name, path in edit.masks.items() if path is not None}
+    given = {name: mask for name, mask in edit.masks.items() if mask is not None}
+    masks = {
+        name: load_mask(mask, G.resolution, crop)[None] if isinstance(mask, Path) else mask(G.resolution)[None, None]
+        for name, mask in given.items()
+    }
     options |= {"space": space} if space else {}
     options |= {"steps": steps, "seed": seed, "dtype": dtype, "progress": not quiet}
-    result = getattr(local_edits, edit.task)(G, **pictures, **masks, **edit.further, **options)
+    result = getattr(importlib.import_module(edit.module), edit.task)(G, **pictures, **masks, **edit.further, **options)
 
     files = [str(path.resolve()) for path in edit.pictures.values()]
     settings = {name: value for name, value in result.settings.items() if name not in ("captured", "why_eager")}
     settings |= {"pictures": files, "crop": crop, "command": command(), "device": where.type}
-    settings["masks"] = {name: str(path.resolve()) for name, path in edit.masks.items() if path is not None}
+    settings["masks"] = {name: str(mask.resolve() if isinstance(mask, Path) else mask) for name, mask in given.items()}
     name = "-".join([edit.task.replace("_", "-"), *(path.stem for path in edit.pictures.values())])
-    folder = _folder(out, name, files)
-    target = edit.aim(pictures, masks, settings["options"]["mask_blur"])
+    folder = free_folder(out, name, lambda folder: _pictures_of(folder) == files)
+    target = edit.aim(pictures, masks, settings["options"].get("mask_blur", 0.0))
     title = " + ".join(shown(path.name) for path in edit.pictures.values())
     save(replace(result, settings=settings), target[0], folder, title)
     if not quiet:
@@ -203,18 +214,11 @@ def _run(
     print(f"{shown(folder)}  PSNR {result.metrics['psnr'][0]:.2f} dB", flush=True)
 
 
-def _folder(out: Path, name: str, files: list[str]) -> Path:
-    """OUT/NAME; with a number where that is the result of other pictures, or no folder."""
+def _pictures_of(folder: Path) -> list[str] | None:
+    """The pictures that a result in a folder was made of; None where there is none."""
     import json
 
-    number, folder = 1, out / name
-    while folder.exists():
-        try:
-            if json.loads((folder / "result.json").read_text())["settings"]["pictures"] == files:
-                break
-        except (OSError, ValueError, KeyError, TypeError):
-            if folder.is_dir() and not any(folder.iterdir()):
-                break
-        number += 1
-        folder = out / f"{name}-{number}"
-    return folder
+    try:
+        return json.loads((folder / "result.json").read_text())["settings"]["pictures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -6,40 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from fastinv.editing.ganspace import ganspace
+from fastinv.editing.regression import attribute_directions
 from fastinv.errors import UsageError
-from fastinv.latents import expand, mapped_samples, w_statistics
+from fastinv.latents import w_statistics
+from fastinv.losses import mse
 
-BATCH = 250  # pictures rendered at a time
+COMPONENTS = 16
 MOVED, LEAKED = 0.5, 0.25  # an edit counts as done from so much of the asked change, and up to so much of the others'
-
-
-@torch.no_grad()
-def attribute_directions(G, network, samples: int = 4000, seed: int = 0) -> torch.Tensor:
-    """Directions in W that change one attribute and leave the others.
-
-    A linear regression of codes on the attributes of their pictures: the mean code of pictures with attributes a is
-    taken to be mean + sum_k a_k d_k, so that d_k is what to add to a code for one more standard deviation of attribute
-    k, the others being equal.
-
-    Args:
-        G: a generator, unconditional.
-        network: with ``standardised(pictures [N, 3, R, R]) -> [N, attributes]``: mean 0 and deviation 1 over its data.
-        samples: codes that are looked at.
-        seed: of the codes.
-
-    Returns:
-        [attributes, w_dim].
-
-    Raises:
-        UsageError: fewer than twice as many samples as attributes.
-    """
-    w = mapped_samples(G, samples, seed)
-    parts = w.to(G.w_avg.dtype).split(BATCH)
-    read = torch.cat([network.standardised(G.synthesis(expand(part, G.num_ws))) for part in parts])
-    if samples < 2 * read.shape[1]:
-        raise UsageError(f"directions of {read.shape[1]} attributes need {2 * read.shape[1]} samples, not {samples}")
-    known = torch.cat([torch.ones_like(read[:, :1]), read], dim=1).double()
-    return torch.linalg.lstsq(known, w).solution[1:].to(G.w_avg.dtype)
 
 
 @torch.no_grad()
@@ -55,7 +29,8 @@ def edit_scores(
     Args:
         render: codes [N, num_ws, w_dim] -> pictures [N, 3, R, R].
         w_plus: the codes [N, num_ws, w_dim].
-        directions: [attributes, w_dim], for one standard deviation each, see ``attribute_directions``.
+        directions: [attributes, w_dim], for one standard deviation each, see
+            ``fastinv.editing.regression.attribute_directions``.
         network: as there; its attributes are in the same order.
         strength: of an edit, in standard deviations of the attribute.
 
@@ -80,7 +55,72 @@ def edit_scores(
     return {"moved": moved, "leaked": leaked, "done": (moved >= MOVED) & (leaked <= LEAKED)}
 
 
+def away(read: torch.Tensor, directions: torch.Tensor, strength: float, first: int = 0) -> torch.Tensor:
+    """One edit for each code, along one direction after the other, away from what there is more of than the average.
+
+    Args:
+        read: how much of each direction there is in each picture or code, in standard deviations, [N, directions].
+        directions: [directions, w_dim], for one standard deviation each.
+        strength: of the edits, in standard deviations.
+        first: number of the first code: code i is edited along direction (first + i) mod their number.
+
+    Returns:
+        [N, w_dim].
+    """
+    chosen = (torch.arange(first, first + len(read)) % len(directions)).to(read.device)
+    sign = torch.where(read.gather(1, chosen[:, None]) > 0, -1.0, 1.0).to(directions)
+    return strength * sign * directions[chosen]
+
+
+def edit_directions(G, network=None) -> torch.Tensor:
+    """What codes of G are edited along in order to measure: [K, w_dim], for one standard deviation each.
+
+    Args:
+        G: a generator.
+        network: the attribute network, for a direction of each attribute (``attribute_directions``); None, where it
+            cannot read G's pictures, for the first 16 principal components of W (``fastinv.editing.ganspace``).
+    """
+    if network is not None:
+        return attribute_directions(G, network)
+    components = ganspace(G, min(COMPONENTS, G.w_dim))
+    return torch.stack([component.vector for component in components]).to(G.w_avg)
+
+
+def principal_coordinates(w_plus: torch.Tensor, mean: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Where codes [N, num_ws, w_dim], the mean of their vectors, lie along orthogonal directions [K, w_dim]: [N, K], in
+    multiples of these, from the mean [w_dim].
+    """
+    return (w_plus.mean(1) - mean) @ (directions / directions.square().sum(1, keepdim=True)).T
+
+
 @torch.no_grad()
+def editing_consistency(
+    find: Callable[[torch.Tensor], torch.Tensor],
+    render: Callable[[torch.Tensor], torch.Tensor],
+    w_plus: torch.Tensor,
+    edits: torch.Tensor,
+    G,
+) -> dict[str, torch.Tensor]:
+    """Edit a code, find the code of its picture, take the edit back: what has become of code and picture.
+
+    Args:
+        find: pictures [N, 3, R, R] -> codes [N, num_ws, w_dim], the method that is measured.
+        render: codes -> pictures.
+        w_plus: what ``find`` made of the original pictures, [N, num_ws, w_dim].
+        edits: what is added to every style vector of a code, [N, w_dim].
+        G: the generator.
+
+    Returns:
+        [N] each: "latent", LEC as ``latent_editing_consistency`` says it; "pictures", edit consistency, the same for
+        what one sees: the mean squared error between the picture of the code and that of the code that comes back.
+    """
+    change = edits.unsqueeze(1)
+    again = find(render(w_plus + change)) - change
+    spread = (2 * G.num_ws * w_statistics(G).std.double().square().sum()).sqrt()
+    latent = (again - w_plus).double().square().sum((1, 2)).sqrt() / spread
+    return {"latent": latent, "pictures": mse(render(again).double(), render(w_plus).double())}
+
+
 def latent_editing_consistency(
     find: Callable[[torch.Tensor], torch.Tensor],
     render: Callable[[torch.Tensor], torch.Tensor],
@@ -91,18 +131,11 @@ def latent_editing_consistency(
     """LEC of e4e (Tov et al. 2021, arXiv 2102.02766): edit a code, find the code of its picture, take the edit back.
 
     Args:
-        find: pictures [N, 3, R, R] -> codes [N, num_ws, w_dim], the method that is measured.
-        render: codes -> pictures.
-        w_plus: what ``find`` made of the original pictures, [N, num_ws, w_dim].
-        edits: what is added to every style vector of a code, [N, w_dim].
-        G: the generator.
+        find, render, w_plus, edits, G: as for ``editing_consistency``.
 
     Returns:
         [N]: the Euclidean distance over styles and dimensions between the code and what comes back, in units of the
         root mean square distance of two independent codes in W, so that generators can be compared. 0 is perfect; about
         1 says that the code that comes back has nothing to do with the first.
     """
-    change = edits.unsqueeze(1)
-    again = find(render(w_plus + change)) - change
-    spread = (2 * G.num_ws * w_statistics(G).std.double().square().sum()).sqrt()
-    return (again - w_plus).double().square().sum((1, 2)).sqrt() / spread
+    return editing_consistency(find, render, w_plus, edits, G)["latent"]

@@ -25,10 +25,12 @@ class IDInvert(Method):
     As in the original: Adam with 0.9, 0.999 and a constant 0.01 over 100 steps. There F is VGG-16's conv4_3 of pictures
     in 0..255, with a weight of 5e-5; ours gets them divided by ImageNet's deviation, 0.226 * 255, whose square turns
     5e-5 into 0.17 (``trunk="vgg16", layers=("conv4_3",)``). The default are the trunk's own layers, and the same weight
-    for the attribute network, whose features then count about twice as much as the pixels.
+    for the attribute network, whose features then count about twice as much as the pixels. Masks are multiplied with
+    the pictures that F sees, as there, and not with its feature maps.
     """
 
     name: ClassVar[str] = "idinvert"
+    mask_features: ClassVar[bool] = False
     spaces: ClassVar[tuple[str, ...]] = ("w+", "w")
 
     steps: int = changed("steps", 100)

@@ -38,9 +38,11 @@ class Method:
         name: in ``METHODS`` and on the command line.
         spaces: where it works; the first is its default.
         generator: bundled name of the generator that the command line takes where none is given.
+        mask_features: whether masks weight the trunk's feature maps, or only the pictures that it sees.
     """
 
     name: ClassVar[str]
+    mask_features: ClassVar[bool] = True
     generator: ClassVar[str] = DEFAULT
     spaces: ClassVar[tuple[str, ...]] = ("w+", "w", "z", "s", "w+noise", "f+w+")
 

@@ -43,7 +43,9 @@ def build_terms(method, task, target: torch.Tensor, mask: torch.Tensor | None) -
         trunk, task.facts["trunk"] = load_trunk(
             method.trunk, method.layers, method.pre_relu, method.normalize, device, dtype
         )
-        loss = PerceptualLoss(target, trunk, method.layer_weights, mask, distance=method.feature_loss)
+        loss = PerceptualLoss(
+            target, trunk, method.layer_weights, mask, None, method.feature_loss, method.mask_features
+        )
         add("perceptual", loss, method.perceptual_weight)
     if method.lpips_weight:
         loss, task.facts["lpips"] = load_perceptual("auto", target, mask)

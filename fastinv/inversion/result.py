@@ -15,8 +15,7 @@ from PIL import Image
 from fastinv.data.pictures import save_picture
 from fastinv.errors import UsageError
 from fastinv.files import shown
-from fastinv.inversion.spaces import nested, synthesize
-from fastinv.inversion.weights import has_weights, tuned_generator, tuned_pictures
+from fastinv.inversion.weights import has_weights, render, tuned_generator
 from fastinv.latents import load_codes, save_latent
 
 LATENT, PICTURE, RESULT = "latent.safetensors", "reconstruction.png", "result.json"
@@ -59,18 +58,17 @@ class InversionResult:
             {name: value[rows] for name, value in self.codes.items()},
         )
 
-    @torch.no_grad()
+    @property
+    def noise(self) -> str:
+        """Mode of the noise maps that the codes do not hold: "const", the generator's own, or "none"."""
+        return "none" if self.settings.get("options", {}).get("noise") == "none" else "const"
+
     def render(self, G) -> torch.Tensor:
         """The pictures [N, 3, R, R] of the codes by the generator that they were found with (or another one like it).
 
         Noise maps that the codes do not hold are those that the inversion used.
         """
-        mode = "none" if self.settings.get("options", {}).get("noise") == "none" else "const"
-        device, dtype = G.w_avg.device, G.w_avg.dtype
-        codes = {name: value.to(device) for name, value in {"w_plus": self.w_plus, **self.codes}.items()}
-        if has_weights(codes):
-            return tuned_pictures(G, nested(codes), mode)
-        return synthesize(G, nested({name: value.to(dtype) for name, value in codes.items()}), mode)
+        return render(G, {"w_plus": self.w_plus, **self.codes}, self.noise)
 
     def generator(self, G, index: int = 0):
         """The generator that pivotal tuning made for a picture (method "pti"): a copy of G with the stored difference.

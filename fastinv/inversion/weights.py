@@ -91,6 +91,26 @@ def tuned_generator(G, codes: dict, index: int):
 
 
 @torch.no_grad()
+def render(G, codes: dict[str, torch.Tensor], noise: str = "const") -> torch.Tensor:
+    """The pictures [N, 3, R, R] of codes as files hold them, without gradients.
+
+    Args:
+        G: the generator that they were found with, or another one like it; the codes go to its device and dtype.
+        codes: {"w_plus": [N, num_ws, w_dim], ...}, see ``fastinv.latents.load_codes``; with tuned weights each picture
+            is made by its own generator.
+        noise: mode of the noise maps that the codes do not hold, "const", "random" or "none".
+
+    Raises:
+        UsageError: codes of another shape than the generator takes.
+    """
+    device, dtype = G.w_avg.device, G.w_avg.dtype
+    codes = {name: value.to(device) for name, value in codes.items()}
+    if has_weights(codes):
+        return tuned_pictures(G, nested(codes), noise)
+    return synthesize(G, nested({name: value.to(dtype) for name, value in codes.items()}), noise)
+
+
+@torch.no_grad()
 def tuned_pictures(G, codes: dict, noise: str) -> torch.Tensor:
     """Pictures [N, 3, R, R] of codes with tuned weights, each by its own generator; arguments as for ``synthesize``."""
     pictures, codes = [], flat(codes)

@@ -20,7 +20,7 @@ class PerceptualLoss(Loss):
 
     Abdal et al. 2019 (Image2StyleGAN), equation 2. With a mask the difference of each feature map is weighted by the
     mask at its size (Image2StyleGAN++), and besides both pictures are multiplied by the mask before the trunk:
-    otherwise hidden pixels reach visible features through their receptive fields.
+    otherwise hidden pixels reach visible features through their receptive fields. IDInvert does only the latter.
 
     Args:
         target: [N, 3, R, R] in [-1, 1]; its features are computed here, once.
@@ -29,6 +29,7 @@ class PerceptualLoss(Loss):
         mask: soft mask [N, 1, R, R] in [0, 1], or None.
         dtype: of the pictures that the trunk gets; None leaves them as they are. Distances are float32 at least.
         distance: of two features, "mse" or "log-cosh" (pbaylies' stylegan-encoder).
+        mask_features: whether the differences of the feature maps are weighted by the mask, too.
 
     Raises:
         UsageError: target or mask have another shape, as many layer weights as feature maps are needed, or the
@@ -45,6 +46,7 @@ class PerceptualLoss(Loss):
         mask: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
         distance: str = "mse",
+        mask_features: bool = True,
     ):
         check_target("the perceptual loss", target, mask)
         if distance not in DISTANCES:
@@ -54,7 +56,7 @@ class PerceptualLoss(Loss):
             self.features = [wide(feature) for feature in trunk(self._visible(target))]
         self.layer_weights = check_layer_weights(layer_weights, len(self.features))
         self.feature_masks = None
-        if mask is not None:
+        if mask is not None and mask_features:
             self.feature_masks = [resize_mask(mask, feature.shape[-2:]) for feature in self.features]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

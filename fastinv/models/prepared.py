@@ -91,13 +91,16 @@ class PreparedGenerator:
             return self._network(code, noise, resolution, self.dtype, features=features)
         return self._run(code, noise, resolution, features)
 
-    def features(self, w_plus: torch.Tensor, resolution: int, noise="const") -> tuple[torch.Tensor, torch.Tensor]:
+    def features(
+        self, w_plus: torch.Tensor, resolution: int, noise="const",
+        features: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The state after a block, float32 at least; see ``Generator.features``."""
         if self.layerwise:
-            x, picture = self._network.features(w_plus, resolution, noise, self.dtype)
+            x, picture = self._network.features(w_plus, resolution, noise, self.dtype, features)
             return x.to(self.w_avg.dtype), picture
         entries.check_resolution(self._network, resolution)
-        return self._run(w_plus, noise, resolution, with_x=True)
+        return self._run(w_plus, noise, resolution, features, with_x=True)
 
     def styles(self, w_plus: torch.Tensor) -> torch.Tensor:
         """Style channels [N, S] of w_plus; see ``Generator.styles``."""
@@ -134,7 +137,7 @@ class PreparedGenerator:
             maps = [_map_of(layer, noise[layer.name], n, fast.compute) for layer in fast.layers]
             result = part(fast.own_code(code), maps, x, picture, with_x)
         else:
-            result = picture
+            result = (x, picture) if with_x else picture
         left = entries.unused(blocks, code, noise, features)
         if with_x:
             return tuple(entries.with_zero_gradients(t, left) for t in result)

@@ -285,10 +285,12 @@ class SynthesisNetwork(nn.Module):
         """
         return self._run(code, noise, resolution, dtype, once, features)[1]
 
-    def features(self, code: torch.Tensor, resolution: int, noise="const", dtype: torch.dtype | None = None):
+    def features(
+        self, code: torch.Tensor, resolution: int, noise="const", dtype: torch.dtype | None = None, features=None
+    ):
         """See ``Generator.features``."""
         entries.check_resolution(self, resolution)
-        return self._run(code, noise, resolution, dtype)
+        return self._run(code, noise, resolution, dtype, features=features)
 
     def _run(self, code, noise, resolution, dtype, once=False, features=None):
         """The feature maps and the picture after the last block that runs."""
@@ -377,18 +379,22 @@ class Generator(nn.Module):
         """
         return entries.w_plus_of_styles(self.synthesis, styles, *self.synthesis.affines(), self.w_avg)
 
-    def features(self, w_plus: torch.Tensor, resolution: int, noise="const") -> tuple[torch.Tensor, torch.Tensor]:
+    def features(
+        self, w_plus: torch.Tensor, resolution: int, noise="const",
+        features: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The state of the synthesis after a block: space F of F+W+ (Barbershop, Zhu et al. 2021, arXiv 2106.01505).
 
         Args:
             w_plus: [N, num_ws, w_dim], or style channels [N, S]; noise: as for ``synthesis``.
             resolution: r, of a block; the generator must be of the skip architecture.
+            features: the state after an earlier block, to go on from; None begins with the constant.
 
         Returns:
             x [N, C, r, r], the feature maps before the styles of the next layer, and picture [N, 3, r, r], summed up to
             here. ``synthesis(w_plus, features=(x, picture))`` goes on from there.
         """
-        return self.synthesis.features(w_plus, resolution, noise)
+        return self.synthesis.features(w_plus, resolution, noise, features=features)
 
     def prepare(self, dtype: torch.dtype | None = None, forms: dict | None = None):
         """Frozen, fast synthesis for inversion; see ``fastinv.models.prepared.PreparedGenerator``."""

@@ -43,13 +43,10 @@ def comparison(
     targets, reconstructions = (images.detach().float().cpu().clamp(-1, 1) for images in (targets, reconstructions))
     difference = (targets - reconstructions).abs() * AMPLIFICATION - 1  # 0 is black, -1
     height, width = targets.shape[2:]
-    factor = max(1, -(-SMALLEST_TILE // width))
-    tile = (width * factor, height * factor)
-    unit = max(16, tile[0] // 20)  # of the text and the margins
+    _, tile, unit, line, title = _layout(width, height)
+    title = title if any(names) else 0
     large, small = ImageFont.load_default(unit), ImageFont.load_default(round(unit * 0.85))
 
-    line = round(unit * 1.5)
-    title = round(unit * 1.3) if any(names) else 0
     row_height = title + tile[1] + 2 * line
     sheet = Image.new("RGB", (3 * tile[0] + 4 * unit, 2 * unit + line + len(targets) * row_height), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -67,6 +64,31 @@ def comparison(
     if path is not None:
         save_picture(sheet, path)
     return sheet
+
+
+def target_in(sheet: Image.Image, width: int, height: int, row: int = 0) -> Image.Image | None:
+    """The target of a row in a picture that `comparison` drew, at its own size; None where the picture is no such.
+
+    `width`, `height`: of the target. Its 8-bit pixels where it was enlarged by an odd factor (or not at all), as
+    bicubic interpolation goes through them; the mean of what was made of each pixel where the factor is even.
+    """
+    factor, tile, unit, line, title = _layout(width, height)
+    for above in (title, 0):  # with and without names
+        row_height = above + tile[1] + 2 * line
+        rows, rest = divmod(sheet.height - 2 * unit - line, row_height)
+        if rest == 0 and row < rows and sheet.width == 3 * tile[0] + 4 * unit:
+            top = unit + line + row * row_height + above
+            enlarged = sheet.crop((unit, top, unit + tile[0], top + tile[1]))
+            return enlarged.resize((width, height), Image.Resampling.NEAREST if factor % 2 else Image.Resampling.BOX)
+    return None
+
+
+def _layout(width: int, height: int) -> tuple[int, tuple[int, int], int, int, int]:
+    """(factor of enlargement, size of a tile, unit of text and margins, height of a line, of a title) in pixels."""
+    factor = max(1, -(-SMALLEST_TILE // width))
+    tile = (width * factor, height * factor)
+    unit = max(16, tile[0] // 20)
+    return factor, tile, unit, round(unit * 1.5), round(unit * 1.3)
 
 
 def _number(value) -> str:
