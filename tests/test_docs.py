@@ -39,7 +39,6 @@ SHORTER = {
     "fastinv invert *": "--steps 3 --quiet",
     "fastinv evaluate *--generator*": "--metrics psnr,ssim",  # edits and lec take minutes
     "fastinv directions find *ganspace*": "--samples 300",
-    "fastinv directions find *--keep all*": "--attribute smile",
     "fastinv inpaint *": "--steps 3 --set noise_steps=2 --quiet",
     "fastinv diffuse *": "--steps 3 --quiet",
     "fastinv train generator *": "--kimg 0.004 --batch 4 --resolution 16 --channels 8,8,8",

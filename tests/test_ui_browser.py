@@ -235,8 +235,8 @@ def take_screenshots() -> None:
                     result(page, before)
                 page.mouse.move(0, 0)
                 page.wait_for_timeout(1000)
-                sheet = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-                sheet.quantize(256, dither=Image.Dither.NONE).save(PICTURES / file, optimize=True)
+                sheet = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+                sheet.convert("RGB").save(PICTURES / file, optimize=True)
                 print(PICTURES / file, seen.problems, seen.refused)
 
 

@@ -281,6 +281,8 @@ class Studio:
         target = torch.zeros(1, 3, self.G.resolution, self.G.resolution, device=self.G.w_avg.device)
         if not self.quick.steps:
             invert(self.G, target, progress=False, **self.quick.arguments)
+        if job.cancelled:
+            return
         with frozen(self.G):
             self._dtype = prepare(self.G, "auto", target)[1]["dtype"]
 
