@@ -29,6 +29,7 @@ NOT_RUN = {
     ("*", "fastinv train idinvert *"): "hours; test_training_encoders.py trains small ones",
     ("*", "fastinv train alae *"): "hours; test_training_encoders.py trains small ones",
     ("docs/training/faces64.md", "fastinv train generator *"): "hours, and [--resume] ... stands for more options",
+    ("*", "fastinv ui*"): "waits for a browser; test_ui_browser.py drives it",
     ("docs/checkpoints.md", "* --download"): "needs the network",
 }
 
