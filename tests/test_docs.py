@@ -36,6 +36,9 @@ NOT_RUN = {
 # pattern of a command -> what is added to it, so that it takes seconds; later options win
 SHORTER = {
     "fastinv invert *--method psp*": "--quiet",
+    "fastinv invert *--method e4e*": "--quiet",
+    "fastinv invert *--method idinvert-encoder*": "--quiet",
+    "fastinv invert *--method image2stylegan++*": "--steps 3 --set noise_steps=3 --quiet",
     "fastinv invert *--method pti*": """--steps 2 --set pivot_options='{"steps": 3}' --quiet""",
     "fastinv invert *": "--steps 3 --quiet",
     "fastinv evaluate *--generator*": "--metrics psnr,ssim",  # edits and lec take minutes
