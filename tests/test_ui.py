@@ -39,7 +39,8 @@ from fastinv.ui.studio import Studio, Tabs, choices, layer_ranges
 ROOT = Path(__file__).parent.parent
 # Runs the command line; whatever it wants from another machine is refused, and told on standard error.
 OFFLINE = """
-import ipaddress, socket, sys
+import ipaddress, signal, socket, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a script ignores Ctrl-C
 def watched(original):
     def run(self, address):
         if self.family != socket.AF_UNIX and not ipaddress.ip_address(address[0]).is_loopback:
