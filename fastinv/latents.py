@@ -53,14 +53,15 @@ def mapped_samples(G, samples: int, seed: int = 0, batch: int = 1000) -> torch.T
     """w of random latents, float64 [samples, w_dim] (the first style input's, where a mapping gives several).
 
     The same seed gives the same latents on every device. A conditional generator gets labels drawn uniformly from its
-    classes.
+    classes, by a random sequence of their own: more samples begin with the same ones.
     """
     random = torch.Generator().manual_seed(seed)
     device = G.w_avg.device
     z = torch.randn(samples, G.z_dim, generator=random).to(device).split(batch)
     labels = [None] * len(z)
     if G.c_dim:
-        classes = torch.randint(G.c_dim, (samples,), generator=random).to(device)
+        own = torch.Generator().manual_seed(seed + 1)
+        classes = torch.randint(G.c_dim, (samples,), generator=own).to(device)
         labels = torch.nn.functional.one_hot(classes, G.c_dim).float().split(batch)
     return torch.cat([G.mapping(part, label)[:, 0].double() for part, label in zip(z, labels, strict=True)])
 

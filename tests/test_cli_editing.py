@@ -283,6 +283,27 @@ def test_a_foreign_folder_is_not_replaced(folder, capsys):
     assert (folder / "edited/a/edits/smile/mine.txt").read_text() == "mine"
 
 
+def test_an_edit_of_another_input_is_not_replaced(folder, capsys):
+    (folder / "sub").mkdir()
+    save_latent("sub/a.safetensors", some(1, 6, 8, seed=3))
+    arguments = ["-d", "d.safetensors:smile", "-s", "1", *OWN]
+    assert run(capsys, "edit", "a.safetensors", *arguments)[0] == 0
+    before = Path("edited/a/edits/smile/latent.safetensors").read_bytes()
+    refused(capsys, ["edit", "sub/a.safetensors", *arguments], "edited/a/edits/smile is an edit of", "another --out")
+    assert Path("edited/a/edits/smile/latent.safetensors").read_bytes() == before
+    assert run(capsys, "edit", "sub/a.safetensors", "--out", "other", *arguments)[0] == 0
+
+    # A picture, the result that was made of it, and that result where the folder has been moved to are one input.
+    picture(folder / "x.png", 0)
+    options = ["--steps", "1", "--set", "perceptual_weight=0", "--out", "run", *OWN]
+    assert run(capsys, "invert", "x.png", *options)[0] == 0
+    for given in ("run", "run/x/latent.safetensors", "x.png"):
+        method = ["--method", "image2stylegan"] if given == "x.png" else []
+        assert run(capsys, "edit", given, "--out", "run", *method, *arguments)[0] == 0, given
+    (folder / "run").rename(folder / "moved")
+    assert run(capsys, "edit", "moved", "--out", "moved", *arguments)[0] == 0
+
+
 def test_the_commands_do_not_wait_for_torch(run_python):
     code = "import sys; from fastinv.cli import main; main([sys.argv[1], '--help']); print('torch' in sys.modules)"
     for name in ("edit", "mix", "interpolate", "diffuse"):

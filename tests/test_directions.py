@@ -562,6 +562,22 @@ def test_wrong_options_of_find(G, tmp_path, capsys, arguments, message):
     assert message in error and len(error.strip().splitlines()) == 1
 
 
+def test_files_of_others_are_not_replaced(G, tmp_path, capsys):
+    save_network(G, tmp_path / "g.safetensors")
+    about = ["--generator", str(tmp_path / "g.safetensors"), "--quiet"]
+    before = (tmp_path / "g.safetensors").read_bytes()
+    find = ["directions", "find", "--method", "sefa", "--count", "2", *about]
+    assert main([*find, "--out", str(tmp_path / "g.safetensors")]) == 2
+    assert "is there, and no file of directions" in capsys.readouterr().err
+    assert (tmp_path / "g.safetensors").read_bytes() == before
+    for _ in range(2):  # one of directions is
+        assert main([*find, "--out", str(tmp_path / "d.safetensors")]) == 0
+    (tmp_path / "00001.png").write_bytes(b"mine")
+    assert main(["directions", "sample", "--count", "2", "--out", str(tmp_path), *about]) == 2
+    assert "00001.png is there already" in capsys.readouterr().err
+    assert (tmp_path / "00001.png").read_bytes() == b"mine" and not (tmp_path / "00000.png").exists()
+
+
 def test_a_file_that_is_replaced_stays_whole(G, tmp_path):
     save_directions(tmp_path / "d.safetensors", sefa(G, 2))
     with pytest.raises(UsageError):

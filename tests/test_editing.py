@@ -145,6 +145,7 @@ def test_sources_that_cannot_be(tmp_path):
     save_latent(tmp_path / "other.safetensors", w, {"generator_sha256": "0" * 64})
     save_latent(tmp_path / "shape.safetensors", w[:, :2])
     save_latent(tmp_path / "nan.safetensors", w * torch.nan)
+    save_latent(tmp_path / "no-codes.safetensors", w[:0])
     (tmp_path / "damaged.safetensors").write_bytes(b"0" * 100)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty").mkdir()
@@ -152,6 +153,7 @@ def test_sources_that_cannot_be(tmp_path):
         ("none.safetensors", UsageError, "no such file"), ("none.png", PictureError, "no such file"),
         ("other.safetensors", UsageError, "is for the generator 0000"), ("empty", UsageError, "no inversion result"),
         ("shape.safetensors", UsageError, "is it for another generator"), ("text.png", PictureError, "text.png"),
+        ("no-codes.safetensors", UsageError, "holds no codes"),
         ("nan.safetensors", CheckpointError, "not finite"), ("damaged.safetensors", CheckpointError, "damaged"),
     ]:  # fmt: skip
         with pytest.raises(kind, match=message):

@@ -451,6 +451,7 @@ def test_unpaired_pictures_count_in_distances_of_sets_only():
     assert whole.row("mse").value is None and "pairs" in whole.row("mse").missing
     assert whole.row("swd").value == evaluate(a, b, ["swd"], pairs=0, batch=64).row("swd").value  # of the seed alone
     assert whole.row("swd").value != evaluate(a, b, ["swd"], pairs=0, batch=64, seed=1).row("swd").value
+    assert whole.row("swd").value == evaluate(a, b, ["swd"], pairs=0, batch=1).row("swd").value
     single = evaluate(a[:1], b[:1], ["swd", "psnr"])
     assert "two at least" in single.row("swd").missing and single.row("psnr").std is None
 

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import time
 from html import unescape
 
 import numpy as np
@@ -196,6 +198,18 @@ def test_results_of_python_and_edits_alone(tmp_path):
     assert [entry.name for entry in alone] == ["batch, 1 of 2", "batch, 2 of 2"]
 
 
+def test_names_that_are_no_text_cost_no_page(tmp_path):
+    odd = os.fsdecode(b"a\xff")  # a file name need not be UTF-8
+    targets, result = one_result()
+    result.settings["picture"] = f"/photos/{odd}.png"
+    save(result, targets[0], tmp_path / "a", odd)
+    (tmp_path / odd).mkdir()
+    with open(os.path.join(os.fspath(tmp_path), odd, "strip.png"), "wb") as file:
+        Image.new("RGB", (64, 64)).save(file, "PNG")
+    report(tmp_path, tmp_path / "report.html", title=odd)
+    assert r"/photos/a\udcff.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_large_pictures_and_many(tmp_path):
     targets, result = one_result(size=300)
     for number in range(3):
@@ -232,6 +246,7 @@ def test_curves():
     assert drawn["text"] == "loss from 1 to 0.01 in 2 steps"
     assert curve({"total": [1.0]}, ["total"]) is None and curve({}, ["total"]) is None
     assert curve({"total": [0.0, -1.0, None]}, ["total"]) is None
+    assert curve({"total": [1e308, 1e308, 5e-324, 5e-324, "x"]}, ["total"]) is None
     assert curve({"total": [2.0, 2.0]}, ["total"])["lines"][0]["path"].count(f",{height / 2:.1f}") == 2
     long = curve({"total": [1 / (step + 1) for step in range(5001)]}, ["total"])["lines"][0]["path"]
     assert long.count("L") <= POINTS and long.count("M") == 1 and f"L{width:.1f}," in long
@@ -301,7 +316,9 @@ def test_the_policy_holds(page_file, open_page):  # noqa: F811
             document.body.append(script);
         }"""
     )
-    page.wait_for_timeout(100)
+    until = time.monotonic() + 30
+    while len(seen.problems) < 2 and time.monotonic() < until:
+        page.wait_for_timeout(50)
     assert page.evaluate("window.hacked") is None
     assert len(seen.problems) == 2 and all("Content Security Policy" in problem for problem in seen.problems)
     assert seen.requests == [page_file.as_uri()]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastinv.cli.common import Debug, Device, Progress, Seed, command
-from fastinv.errors import UsageError
+from fastinv.errors import CheckpointError, UsageError
 from fastinv.files import check_writable, shown
 
 app = typer.Typer(help="Find, list and show directions for `fastinv edit`.", no_args_is_help=True)
@@ -83,7 +83,13 @@ def find(
         raise UsageError(f"--out must be a .safetensors file, not {shown(out)}")
     check_writable(out.parent)
 
-    from fastinv.editing.direction import save_directions
+    from fastinv.editing.direction import load_directions, save_directions
+
+    if out.exists():
+        try:
+            load_directions(out)
+        except CheckpointError as error:
+            raise UsageError(f"{shown(out)} is there, and no file of directions; choose another --out") from error
 
     with Progress(hidden=quiet) as progress:
         found = _found(method, generator, layers, given, device, seed, progress)
@@ -326,9 +332,13 @@ def sample(
     if table.exists():
         raise UsageError(f"{shown(table)} is there already, perhaps with your scores; choose another --out")
     check_writable(out)
+    names = [f"{index:05d}.png" for index in range(count)]
+    there = next((out / name for name in names if (out / name).exists()), None)
+    if there is not None:
+        raise UsageError(f"{shown(there)} is there already; choose another --out")
     G = load_generator(generator, device=named_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    synthesis, names = renderer(G), [f"{index:05d}.png" for index in range(count)]
+    synthesis = renderer(G)
     with Progress(hidden=quiet) as progress, torch.no_grad():
         done = 0
         for part in mapped_samples(G, count, seed).to(G.w_avg).split(32):

@@ -14,6 +14,7 @@ from fastinv.cli.edits import (
     STRIP,
     StripOfEdits,
     check_homes,
+    check_input,
     check_once,
     check_place,
     facts_of,
@@ -103,6 +104,7 @@ def edit(
     for source in sources:
         for one in edits:
             check_place(out / source.name / EDITS / one.name, EDIT)
+            check_input(source, out / source.name, out / source.name / EDITS / one.name / EDIT)
 
     for source in invert_sources(sources, G, method, seed, not quiet):
         save_inversion(source, out)

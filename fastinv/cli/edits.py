@@ -140,6 +140,33 @@ def check_place(folder: Path, document: str) -> None:
         raise UsageError(f"{shown(folder)} is there, and no edit: it has no {document}; choose another --out")
 
 
+def check_input(source, home: Path, document: Path) -> None:
+    """A UsageError where an edit of another input of that name is there; home is the folder of the input's results."""
+    import json
+
+    from fastinv.inversion.result import RESULT
+
+    def read(path: Path, *keys: str):
+        try:
+            value = json.loads(path.read_text())
+            for key in keys:
+                value = value[key]
+            return value
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def of_home(path: str) -> bool:
+        return path in (str(home.resolve()), str(home.resolve() / LATENT), read(home / RESULT, "settings", "picture"))
+
+    found, own = read(document, "inputs"), str(source.path.resolve())
+    before = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else own
+    if before == own or ((not source.codes or of_home(own)) and (of_home(before) or not Path(before).exists())):
+        return
+    raise UsageError(
+        f"{shown(document.parent)} is an edit of {shown(before)}, not of {shown(source.path)}; choose another --out"
+    )
+
+
 def check_homes(sources: list, G, method: str | None, out: Path) -> None:
     """A UsageError where the inversion of a picture would replace another result."""
     import json

@@ -280,6 +280,8 @@ def _of_latent(path: Path) -> list[Source]:
     except UsageError as error:
         raise CheckpointError(f"{shown(path)}: {error}") from error
     count = len(codes["w_plus"])
+    if not count:
+        raise UsageError(f"{shown(path)} holds no codes: its w_plus is {list(codes['w_plus'].shape)}")
     return [
         Source(name, rows(codes, row), None, noise, sha256, facts, path)
         for row, name in enumerate(_names(_stem(path), count))

@@ -266,8 +266,9 @@ class SWD(Set):
         )
 
     def look(self, images, first):
-        patches = pyramid_patches(images.float(), self.seed + first)
-        return {level: value.cpu() for level, value in patches.items()}
+        # A seed for each picture: its patches do not depend on which others are looked at with it.
+        parts = [pyramid_patches(image[None].float(), self.seed + first + row) for row, image in enumerate(images)]
+        return {level: torch.cat([part[level].cpu() for part in parts]) for level in parts[0]}
 
     def distances(self, a, b):
         levels = patch_distances(a, b, seed=self.seed)

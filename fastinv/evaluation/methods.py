@@ -290,7 +290,8 @@ def run(
     overwrite: bool = False,
     tell: Callable[[str, dict, bool], None] = lambda name, row, kept: None,
 ) -> list[dict]:
-    """The rows of entries, each left in OUT/rows/<entry>.json; one that is there with the same settings is kept.
+    """The rows of entries, each left in OUT/rows/<entry>.json; one that is there with the same settings is kept,
+    one of others is replaced.
 
     Args:
         entries, G, pictures, batch, dtype, seed, consistency: see ``measure``.
@@ -300,7 +301,7 @@ def run(
         tell: called with each row, and whether it was there.
 
     Raises:
-        UsageError: a row there is of other settings, or cannot be written.
+        UsageError: a file there is no row, or one cannot be written.
     """
     rows, digest, metrics = [], _sha256(pictures.images), measured_with(pictures)
     pictures = replace(pictures, folder=Path(out) / "rows")

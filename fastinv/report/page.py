@@ -121,7 +121,7 @@ def report(
         raise UsageError(f"no results in {shown(results)}; give the --out of `fastinv invert`")
     page = _page(entries, title or f"Inversions in {shown(results.resolve().name)}", note, limit)
     with atomic_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
     return entries
 
 
@@ -267,7 +267,11 @@ def curve(losses: dict[str, list], terms: list[str]) -> dict | None:
     more than `POINTS` steps, evenly spaced ones are drawn.
     """
     positive = {
-        term: [(step, value) for step, value in enumerate(values) if value is not None and 0 < value < math.inf]
+        term: [
+            (step, value)
+            for step, value in enumerate(values)
+            if isinstance(value, (int, float)) and 1e-300 < value < 1e300
+        ]
         for term, values in losses.items()
     }
     total = positive.get("total", [])

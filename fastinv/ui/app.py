@@ -229,9 +229,9 @@ class _Page:
             yield markup.live(None, str(error), "error"), *ready
             return
         async for progress, note in _watched(job):
-            yield markup.live(progress, note), gr.Button(interactive=False), gr.Button(interactive=True)
-        tab.end(job)
-        yield _ended(job), *ready
+            if tab.job is job:
+                yield markup.live(progress, note), gr.Button(interactive=False), gr.Button(interactive=True)
+        yield _ended(job) if tab.end(job) else gr.skip(), *ready  # of another picture by now, nothing is said
 
     def stop(self, request: gr.Request) -> None:
         job = self.tab(request).job

@@ -3,9 +3,10 @@
 A name that an attacker makes point to 127.0.0.1 (DNS rebinding) is told by the Host header; a form or script of another
 page (cross-site request forgery) by the Origin header, which browsers send with everything that may change something,
 and by Sec-Fetch-Site. Uploads are cut off at a size. Answers carry a Content-Security-Policy under which the page can
-load nothing from anywhere else, and no other page can frame it.
+load nothing from anywhere else, and no other page can frame it. Addresses that Gradio would fetch are refused.
 """
 
+import re
 from urllib.parse import urlsplit
 
 HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -40,7 +41,7 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = _headers(scope)
-        reason = refusal(scope.get("method"), headers)
+        reason = refusal(scope.get("method"), headers) or elsewhere(scope["path"])
         if scope["type"] == "websocket":
             if reason is None:
                 return await self.app(scope, receive, send)
@@ -108,6 +109,15 @@ def refusal(method: str | None, headers: dict[bytes, list[bytes]]) -> str | None
     if site not in (b"same-origin", b"none") and headers.get(b"sec-fetch-mode") != [b"navigate"]:
         return "requests of other pages are refused"
     return None
+
+
+def elsewhere(path: str) -> str | None:
+    """Why a path is refused; None for one that is welcome.
+
+    Gradio fetches what file=URL and proxy=URL name, and passes it on as if it were its own; its own files are named by
+    their absolute paths.
+    """
+    return "other hosts are not asked" if re.match(r"/gradio_api/(proxy|file[=/](?!/))", path) else None
 
 
 def local(host: bytes) -> bool:

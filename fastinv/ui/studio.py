@@ -48,7 +48,7 @@ class Choice:
     steps: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth
 class Progress:
     """Where an inversion is.
 
@@ -104,12 +104,14 @@ class Tab:
         self.job = studio.invert(self.target, choice, steps)
         return self.job
 
-    def end(self, job: Job) -> None:
-        """Take over what a job has found, unless the picture is another one by now."""
-        if job is self.job:
-            self.job = None
-            if job.result is not None:
-                self.inverted = job.result
+    def end(self, job: Job) -> bool:
+        """Take over what a job has found, unless the picture is another one by now; whether it is not."""
+        if job is not self.job:
+            return False
+        self.job = None
+        if job.result is not None:
+            self.inverted = job.result
+        return True
 
     def stop(self) -> None:
         """Stop what runs for this tab."""
