@@ -261,13 +261,13 @@ def diffuse(
 
     Example: fastinv diffuse anna.png ben.png --center 31,36 --size 28
     """
+    from fastinv.editing.diffuse import diffuse as run
+
     if mask is not None and (center is not None or size is not None):
         raise UsageError("--mask says which part it is; leave out --center and --size, or --mask")
     part = mask if mask is not None else Square(_point(center), size)
     pictures = {"target": target, "context": context}
-    work = Edit(
-        "diffuse", pictures, {"mask": part}, pasted_aim("target", "context"), {}, "fastinv.editing.diffuse", "idinvert"
-    )
+    work = Edit("diffuse", pictures, {"mask": part}, pasted_aim("target", "context"), {}, run, "idinvert")
     run_edit(work, generator, space, steps, crop, out, device, dtype, seed, set_, quiet, debug)
 
 

@@ -21,11 +21,11 @@ class Edit:
     """What one command has to do.
 
     Attributes:
-        task: name of the function in ``module``; the folder of the result is called after it and the pictures.
+        task: what it is; the folder of the result is called after it and the pictures.
         pictures, masks: its arguments -> files; a mask may be a function of the resolution, too, that makes it [R, R].
         aim: (pictures, masks, blur) -> the picture that the result is shown beside.
         further: its other arguments.
-        module: where the function is.
+        function: what does it; None is that called as the task in ``fastinv.inversion.local_edits``.
         method: the method of inversion that it uses.
     """
 
@@ -34,7 +34,7 @@ class Edit:
     masks: dict[str, Path | Callable | None]
     aim: Callable
     further: dict = field(default_factory=dict)
-    module: str = "fastinv.inversion.local_edits"
+    function: Callable | None = None
     method: str = "image2stylegan++"
 
 
@@ -172,13 +172,11 @@ def run_edit(
     dtype: str | None, seed: int, set_: list[str] | None, quiet: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Do an edit and write OUT/NAME/{latent.safetensors, reconstruction.png, comparison.png, result.json}."""
-    import importlib
-
     from fastinv.checkpoints import load_generator
     from fastinv.cli.batches import save
     from fastinv.data.pictures import CROPS, load_mask, load_picture
     from fastinv.devices import named_device, named_dtype
-    from fastinv.inversion import METHODS
+    from fastinv.inversion import METHODS, local_edits
     from fastinv.inversion.task import configure, whole_number
 
     options = options_of(set_ or [])
@@ -198,7 +196,8 @@ def run_edit(
     }
     options |= {"space": space} if space else {}
     options |= {"steps": steps, "seed": seed, "dtype": dtype, "progress": not quiet}
-    result = getattr(importlib.import_module(edit.module), edit.task)(G, **pictures, **masks, **edit.further, **options)
+    do = edit.function or getattr(local_edits, edit.task)
+    result = do(G, **pictures, **masks, **edit.further, **options)
 
     files = [str(path.resolve()) for path in edit.pictures.values()]
     settings = {name: value for name, value in result.settings.items() if name not in ("captured", "why_eager")}
