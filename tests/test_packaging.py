@@ -175,7 +175,9 @@ def test_wheel(wheel, tmp_path):
         sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
         archive.extractall(tmp_path)
     assert {"fastinv/_native.so", "fastinv/_build.json", "fastinv/ops/upfirdn2d.py"} <= set(sizes)
-    for data in [*(ROOT / "fastinv/weights").glob("*.safetensors"), *(ROOT / "fastinv/data").glob("*.png")]:
+    for data in (ROOT / "fastinv").rglob("*.*"):
+        if data.suffix not in (".safetensors", ".png", ".html", ".css"):
+            continue
         assert str(data.relative_to(ROOT)) in sizes
     assert {name.split("/")[0] for name in sizes} == {"fastinv", f"fastinv-{fastinv.__version__}.dist-info"}
     assert sum(size for name, size in sizes.items() if not name.startswith("fastinv/weights/")) < 5e6
