@@ -33,10 +33,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(
-            f"cannot write {shown(path)}: {reason}; check the folder, its rights and free space"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,10 +56,27 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 os.rename(folder, Path(outer) / "old")
             os.rename(temporary, folder)
     except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(
-            f"cannot write {shown(folder)}: {reason}; check the folder, its rights and free space"
-        ) from error
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    reason = error.strerror or error
+    return UsageError(f"cannot write {shown(path)}: {reason}; check the folder, its rights and free space")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, whole or not at all, with the folders above it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {shown(path.parent)}: {error.strerror}; choose another --out") from error
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

@@ -106,12 +106,12 @@ def edit(
             check_place(out / source.name / EDITS / one.name, EDIT)
             check_input(source, out / source.name, out / source.name / EDITS / one.name / EDIT)
 
+    shared = {"mask": None if mask is None else str(mask.resolve()), "soften": soften} | facts_of(G)
     for source in invert_sources(sources, G, method, seed, not quiet):
         save_inversion(source, out)
         for one in edits:
             folder = out / source.name / EDITS / one.name
-            facts = {"mask": None if mask is None else str(mask.resolve()), "soften": soften} | facts_of(G, source)
-            one.write(G, source, folder, region, soften, force, facts)
+            one.write(G, source, folder, region, soften, shared | {"method": source.made_by.get("method")})
             print(shown(folder / STRIP), flush=True)
 
 

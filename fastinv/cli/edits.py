@@ -22,7 +22,8 @@ class StripOfEdits:
         typical = min(direction.strength for direction in directions)
         self.strengths = list(dict.fromkeys(strengths or (typical * part for part in (-1, -0.5, 0, 0.5, 1))))
 
-    def write(self, G, source, folder: Path, mask, soften, force: bool, facts: dict) -> None:
+    def write(self, G, source, folder: Path, mask, soften, facts: dict) -> None:
+        """Make and write the strip; whether the directions are for G was asked before."""
         import torch
 
         from fastinv.editing import edit
@@ -33,7 +34,7 @@ class StripOfEdits:
         for strength in self.strengths:
             codes = source.codes
             for direction in self.directions:
-                codes = edit(G, codes, direction, strength, force, source.noise)
+                codes = edit(G, codes, direction, strength, force=True, noise=source.noise)
             variants.append(codes)
         codes = {name: torch.cat([one[name] for one in variants]) for name in variants[0]}
         if mask is None:
@@ -71,14 +72,12 @@ def open_generator(name: str, device: str, crop: str, seed: int, out: Path):
     return load_generator(name, device=where)
 
 
-def facts_of(G, source=None) -> dict:
+def facts_of(G) -> dict:
     """What the file of an edit says of how it was made."""
     import fastinv
     from fastinv.checkpoints import network_hash
 
     facts = {"generator": {"sha256": network_hash(G), "resolution": G.resolution}, "command": command()}
-    if source is not None:
-        facts["method"] = source.made_by.get("method")
     return facts | {"versions": {"fastinv": fastinv.__version__}}
 
 
@@ -109,18 +108,25 @@ def write(
 
 def free_place(out: Path, what: str, inputs: list[Path]) -> Path:
     """OUT/WHAT-NAMES; with a number where that is of other inputs."""
-    import json
-
-    def own(folder: Path) -> bool:
-        try:
-            return json.loads((folder / f"{what}.json").read_text())["inputs"] == files
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
     files = [str(path.resolve()) for path in inputs]
     names = [_short(path) for path in inputs]
     more = [f"{len(names) - NAMED}-more"] if len(names) > NAMED else []
-    return free_folder(out, "-".join([what, *names[:NAMED], *more]), own)
+    return free_folder(
+        out, "-".join([what, *names[:NAMED], *more]), lambda folder: _read(folder / f"{what}.json", "inputs") == files
+    )
+
+
+def _read(path: Path, *keys: str):
+    """What a JSON file says under these keys; None where it does not say, or is none."""
+    import json
+
+    try:
+        value = json.loads(path.read_text())
+        for key in keys:
+            value = value[key]
+        return value
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _short(path: Path) -> str:
@@ -142,23 +148,12 @@ def check_place(folder: Path, document: str) -> None:
 
 def check_input(source, home: Path, document: Path) -> None:
     """A UsageError where an edit of another input of that name is there; home is the folder of the input's results."""
-    import json
-
     from fastinv.inversion.result import RESULT
 
-    def read(path: Path, *keys: str):
-        try:
-            value = json.loads(path.read_text())
-            for key in keys:
-                value = value[key]
-            return value
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def of_home(path: str) -> bool:
-        return path in (str(home.resolve()), str(home.resolve() / LATENT), read(home / RESULT, "settings", "picture"))
+        return path in (str(home.resolve()), str(home.resolve() / LATENT), _read(home / RESULT, "settings", "picture"))
 
-    found, own = read(document, "inputs"), str(source.path.resolve())
+    found, own = _read(document, "inputs"), str(source.path.resolve())
     before = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else own
     if before == own or ((not source.codes or of_home(own)) and (of_home(before) or not Path(before).exists())):
         return
@@ -169,8 +164,6 @@ def check_input(source, home: Path, document: Path) -> None:
 
 def check_homes(sources: list, G, method: str | None, out: Path) -> None:
     """A UsageError where the inversion of a picture would replace another result."""
-    import json
-
     from fastinv.editing.codes import default_method
     from fastinv.inversion.result import RESULT
 
@@ -178,13 +171,8 @@ def check_homes(sources: list, G, method: str | None, out: Path) -> None:
         file = out / source.name / RESULT
         if source.codes or not file.is_file():
             continue
-        try:
-            settings = json.loads(file.read_text())["settings"]
-            mine = settings["picture"] == str(source.path.resolve()) and settings["method"] in (
-                [method or default_method(G)]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            mine = False
+        mine = _read(file, "settings", "picture") == str(source.path.resolve())
+        mine = mine and _read(file, "settings", "method") == (method or default_method(G))
         if not mine:
             raise UsageError(
                 f"{shown(file.parent)} holds another inversion; to edit that give it in the place of "

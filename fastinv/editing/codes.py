@@ -189,10 +189,13 @@ def find_sources(inputs: Sequence[str | Path], G, crop: str = "center", force: b
         else:
             picture = load_picture(given, G.resolution, crop)
             found.append(Source(given.stem, {}, picture, made_by={"crop": crop}, path=given))
+    checked = set()  # hashing a large generator takes a while, and many codes are of the same one
     for source in found:
         if source.codes:
             what = shown(source.path)
-            check_generator(source.generator_sha256, G, what, force)
+            if source.generator_sha256 not in checked:
+                check_generator(source.generator_sha256, G, what, force)
+                checked.add(source.generator_sha256)
             try:
                 codes_of(source, G)
             except UsageError as error:

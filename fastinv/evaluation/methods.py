@@ -29,7 +29,7 @@ from fastinv.evaluation.editability import (
 )
 from fastinv.evaluation.measures import STRENGTH, rendered
 from fastinv.evaluation.metrics import attribute_errors
-from fastinv.files import atomic_file, load_tensors, save_tensors, shown
+from fastinv.files import load_tensors, save_tensors, shown, write_text
 from fastinv.inversion import METHODS, PRESETS, apply_preset, invert, plain
 from fastinv.inversion.task import configure
 from fastinv.latents import mean_latent
@@ -320,7 +320,7 @@ def run(
                 entry.name, entry.arguments, G, pictures, batch=batch, dtype=dtype, seed=seed, consistency=consistency
             )
             row |= {"settings": settings, "facts": facts or {}}
-            write(path, json.dumps(row, indent=1) + "\n")
+            write_text(path, json.dumps(row, indent=1) + "\n")
         tell(entry.name, row, kept)
         rows.append(row)
     return rows
@@ -335,16 +335,6 @@ def _kept(path: Path, settings: dict) -> dict | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{shown(path)} is no row of ours ({error}); move it away, or use another --out") from error
-
-
-def write(path: Path, text: str) -> None:
-    """A file, whole or not at all, with the folders above it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {shown(path.parent)}: {error.strerror}; choose another --out") from error
-    with atomic_file(path) as temporary:
-        temporary.write_text(text)
 
 
 def _sha256(images: torch.Tensor) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastinv.errors import UsageError
-from fastinv.files import atomic_file
+from fastinv.files import write_text
 
 SHARED = ("resolution", "range", "crop")  # settings that most rows have alike
 FILES = ("evaluation.json", "evaluation.csv", "pictures.csv")
@@ -114,19 +114,10 @@ class Evaluation:
             name = self.names[index] if self.names else index
             pictures.append((name, *(row.each[index] if index < row.n else None for row in known)))
         json_, csv_, each = (Path(folder) / name for name in FILES)
-        _write(json_, json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n")
-        _write(csv_, _csv(metrics))
-        _write(each, _csv(pictures))
+        write_text(json_, json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n")
+        write_text(csv_, _csv(metrics))
+        write_text(each, _csv(pictures))
         return [json_, csv_, each]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {path.parent}: {error.strerror}; choose another --out") from error
-    with atomic_file(path) as temporary:
-        temporary.write_text(text)
 
 
 def _csv(rows) -> str:

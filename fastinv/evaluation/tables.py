@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from fastinv.errors import UsageError
-from fastinv.evaluation.methods import ORDER, PERCENT, write
+from fastinv.evaluation.methods import ORDER, PERCENT
 from fastinv.evaluation.result import short
+from fastinv.files import atomic_file, write_text
 
 TITLES = {
     "mse": "mean squared error, range [-1, 1]", "psnr": "PSNR in dB", "ssim": "SSIM", "ms-ssim": "MS-SSIM",
@@ -74,9 +75,9 @@ def save(rows: list[dict], out: str | Path, source: str, command: str, plotted: 
     """
     out = Path(out)
     paths = [out / f"methods.{ending}" for ending in ("json", "csv", "md")]
-    write(paths[0], json.dumps({"source": source, "command": command, "rows": rows}, indent=1) + "\n")
-    write(paths[1], comma_separated(rows))
-    write(paths[2], page(rows, source, command))
+    write_text(paths[0], json.dumps({"source": source, "command": command, "rows": rows}, indent=1) + "\n")
+    write_text(paths[1], comma_separated(rows))
+    write_text(paths[2], page(rows, source, command))
     if plotted:
         paths.append(out / "methods.png")
         plot(rows, paths[-1])
@@ -103,8 +104,6 @@ def plot(rows: list[dict], path: str | Path) -> None:
     check_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    from fastinv.files import atomic_file
 
     known = [name for name in ("edited", "lec", "swd") if sum(row.get(name) is not None for row in rows) > 1]
     panels = [("seconds", "log"), *((name, "linear") for name in known)]

@@ -114,14 +114,15 @@ class ALAETraining(Trainable):
     def _synthesise(self, w_plus: torch.Tensor, final: bool = False) -> torch.Tensor:
         """Pictures of codes by the networks in training, or by those of ``final`` with the stored noise maps."""
         G = self.final("generator") if final else self.G
+        settings = {} if final else {"noise": "random", "dtype": self.dtype}
+        if self.fade == 1:
+            return G.synthesis(w_plus, **settings)
         half = []
         keep = G.synthesis.get_submodule(f"b{self.resolution // 2}.conv1").register_forward_hook(
             lambda layer, arguments, x: half.append(x)
         )
         with keep:
-            images = G.synthesis(w_plus, "const" if final else "random", None if final else self.dtype)
-        if self.fade == 1:
-            return images
+            images = G.synthesis(w_plus, **settings)
         rgb = self.final("half_rgb") if final else self.networks["half_rgb"]
         return torch.lerp(F.interpolate(rgb(half[0]), scale_factor=2), images, self.fade)
 
