@@ -17,7 +17,7 @@ from fastinv.errors import UsageError
 from fastinv.inversion import METHODS, InversionResult, NonFiniteLossError, invert
 from fastinv.inversion.feed_forward import FEED_FORWARD
 from fastinv.inversion.method import Method
-from fastinv.inversion.objective import _bundled_hash, find_encoder
+from fastinv.inversion.objective import bundled_hash, find_encoder
 from fastinv.models import encoders
 
 SIZES = {"num_ws": 6, "w_dim": 8, "input_resolution": SIDE}
@@ -65,7 +65,7 @@ def faces64():
 def bundle(tmp_path, monkeypatch):
     """A function that ships a network as part of a bundled model of that name."""
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
-    _bundled_hash.cache_clear()
+    bundled_hash.cache_clear()
 
     def ship(name, networks, of=None, method=None, **facts):
         for kind, network in networks.items():
@@ -73,7 +73,7 @@ def bundle(tmp_path, monkeypatch):
         monkeypatch.setitem(BUNDLED, name, BundledModel(name, "tiny", SIDE, "none", tuple(networks), of, method))
 
     yield ship
-    _bundled_hash.cache_clear()
+    bundled_hash.cache_clear()
 
 
 def test_every_encoder_has_one_method():

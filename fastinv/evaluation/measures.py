@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fastinv.checkpoints import BUNDLED, load_generator, network_hash
+from fastinv.checkpoints import BUNDLED, network_hash
 from fastinv.editing.codes import codes_of, edited, render
 from fastinv.errors import CheckpointError, FastinvError
 from fastinv.evaluation.editability import (
@@ -24,7 +24,7 @@ from fastinv.evaluation.frechet import frechet_distance
 from fastinv.evaluation.metrics import attribute_change, identity_similarity, ms_ssim
 from fastinv.evaluation.networks import load_arcface, load_inception
 from fastinv.evaluation.sliced import DIRECTIONS, PATCH, PATCHES, SMALLEST, patch_distances, pyramid_patches
-from fastinv.inversion.objective import find_encoder
+from fastinv.inversion.objective import bundled_hash, find_encoder
 from fastinv.latents import mean_latent
 from fastinv.losses import LPIPS, PerceptualLoss, load_lpips, load_trunk, mse, psnr, ssim
 from fastinv.losses.lpips import SMALLEST as LPIPS_SMALLEST
@@ -372,12 +372,7 @@ def build(name: str, context: Context):
 def knows_faces(G) -> bool:
     """Whether G is a bundled generator of the procedural faces, whose pictures the attribute network can read."""
     sha256 = network_hash(G)
-    return any(_hash(model.name) == sha256 for model in BUNDLED.values() if "generator" in model.kinds)
-
-
-@functools.cache
-def _hash(name: str) -> str:
-    return network_hash(load_generator(name))
+    return any(bundled_hash(model.name) == sha256 for model in BUNDLED.values() if "generator" in model.kinds)
 
 
 def rendered(G, result, w_plus: torch.Tensor) -> torch.Tensor:

@@ -126,9 +126,10 @@ def own_encoder(G, method: str) -> str | None:
     """Name of the bundled encoder that a feed-forward method has for G; None if G is no bundled generator of one."""
     found = [model for model in BUNDLED.values() if model.method == method and model.resolution == G.resolution]
     sha256 = network_hash(G) if found else None
-    return next((model.name for model in found if _bundled_hash(model.generator) == sha256), None)
+    return next((model.name for model in found if bundled_hash(model.generator) == sha256), None)
 
 
 @functools.cache
-def _bundled_hash(name: str) -> str:
+def bundled_hash(name: str) -> str:
+    """``network_hash`` of a bundled generator."""
     return network_hash(load_generator(name))
