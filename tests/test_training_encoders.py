@@ -1,5 +1,6 @@
 """The encoder trainers: each step does what its paper says, runs continue to the same bits, two processes equal one."""
 
+import copy
 import csv
 import json
 import math
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fastinv.checkpoints import load_discriminator, load_encoder, load_generator, save_network
+from fastinv.checkpoints import load_discriminator, load_encoder, load_generator, network_hash, save_network
 from fastinv.cli import main as command_line
 from fastinv.cli.training import TRAINERS
 from fastinv.data import faces
@@ -286,6 +287,42 @@ def test_alae_grows_from_a_run_at_half_the_resolution(train, trainable, tmp_path
     for options in wrong:
         with pytest.raises(UsageError, match="--grow: .* holds no networks to grow these from"):
             trainable("alae", *twice, "--grow", str(half), *options)
+
+
+def test_alae_begins_with_a_generator_and_lets_the_encoder_learn_first(train, trainable, generator_file, tmp_path):
+    half = tmp_path / "half.safetensors"
+    save_network(load_generator(generator_file), half, torch.float16)
+    G, options = load_generator(half), ["--generator", str(half), "--encoder-first", "3"]
+    learner = trainable("alae", *options, "--resolution", "64", "--channels", "1,2", "--z-dim", "3", "--w-dim", "4")
+    assert learner.resolution == G.resolution == 16 and type(learner.G) is type(G)  # its own sizes
+    assert torch.equal(learner.E.latent_avg, G.w_avg.expand(G.num_ws, -1))
+    images = learner.open_batches().heldout(4)
+
+    def step(number):
+        """(names of the numbers of a step, networks that it changed)"""
+        before = {name: copy.deepcopy(network.state_dict()) for name, network in learner.networks.items()}
+        learner.begin_step(number)
+        values = learner.iterate(images, number)
+        return set(values), {
+            name for name, state in before.items() if not same(state, learner.networks[name].state_dict())
+        }
+
+    assert step(2) == ({"reciprocity"}, {"encoder"})
+    assert same(learner.G.state_dict(), G.state_dict())
+    assert step(3) == ({"d_loss", "real", "fake", "g_loss", "reciprocity"}, set(learner.networks))
+
+    # While the generator rests it stays the one that it was: the encoder is of use with that.
+    rested = train("alae", tmp_path / "rested", *options, "--encoder-first", "8")
+    with safe_open(rested / "encoder.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["fastinv"])["training"]
+    assert facts["generator_sha256"] == network_hash(G)
+    log = rows(rested / "log.csv")
+    assert len(log) == 4 and not any(row["d_loss"] or row["g_loss"] for row in log)
+    out = train("alae", tmp_path / "run", *options)
+    tuned = load_generator(out / "generator.safetensors")
+    assert tuned.config == G.config and not same(tuned.state_dict(), G.state_dict())
+    with pytest.raises(UsageError, match="--generator and --grow are two ways to begin; give one"):
+        train("alae", tmp_path / "both", *options, "--grow", str(out))
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ Three steps on each batch, with the mapping F, synthesis G, encoder E and latent
 3. E and G: E(G(w)) should be w, for a w = F(z) that is constant (reciprocity).
 
 The paper grows the networks from 4x4. Here a run is of one resolution, and ``--grow DIR`` begins it with the networks
-of another run at half of it; the new layers, at the picture's side, fade in over ``--fade`` steps. G's feature maps are
-in ``--dtype``, all else is in float32.
+of another run at half of it; the new layers, at the picture's side, fade in over ``--fade`` steps. ``--generator G``
+begins with a generator that is there already, of any kind. In the first ``--encoder-first`` steps only E learns, by
+reciprocity alone: while it knows nothing, the other steps would only spoil such a generator. G's feature maps are in
+``--dtype``, all else is in float32.
 
 ``python -m fastinv.training.alae --data faces --out runs/alae`` (also ``fastinv train alae``).
 """
@@ -48,29 +50,41 @@ class ALAETraining(Trainable):
 
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
-        self.resolution = resolution = options.resolution
-        G = StyleGAN1Generator(
-            resolution, options.z_dim, options.w_dim, parse_channels(options.channels, resolution),
-            options.mapping_layers, mapping_lr_multiplier=0.1,
-        )  # fmt: skip
+        if options.generator:
+            G = load_generator(options.generator)
+            if G.c_dim:
+                raise UsageError(
+                    f"{options.generator} is conditional; ALAE can be trained for unconditional generators"
+                )
+        else:
+            G = StyleGAN1Generator(
+                options.resolution, options.z_dim, options.w_dim, parse_channels(options.channels, options.resolution),
+                options.mapping_layers, mapping_lr_multiplier=0.1,
+            )  # fmt: skip
+        self.resolution = resolution = G.resolution
+        # First derivatives of G are enough: a generator of StyleGAN2's kind has a faster form for that.
+        self.once = {} if isinstance(G, StyleGAN1Generator) else {"once": True}
         channels = counts(options.encoder_channels, "--encoder-channels")
         if channels is None and resolution < FULL_SIZE:
             channels = SMALL_CHANNELS[: len(block_resolutions(resolution)) + 1]
-        E = ALAEEncoder(resolution, G.num_ws, options.w_dim, channels)
+        E = ALAEEncoder(resolution, G.num_ws, G.w_dim, channels)
+        if options.generator:
+            E.latent_avg.copy_(G.w_avg)
 
         def optimizer(parameters):
             return torch.optim.Adam(parameters, options.lr, betas=(0.0, 0.99), eps=1e-8)
 
         self.G = self.add("generator", G, optimizer, options.average, mixed=False)
         self.E = self.add("encoder", E, optimizer, options.average, mixed=False)
-        self.D = self.add("latent_discriminator", LinearDiscriminator(options.w_dim), optimizer, mixed=False)
+        self.D = self.add("latent_discriminator", LinearDiscriminator(G.w_dim), optimizer, mixed=False)
         self.losses = PictureLosses(VALIDATION, self.device)
-        self.fade = 1.0  # share of the new layers
+        self.fade, self.resting = 1.0, False  # share of the new layers; whether only the encoder learns
         if options.grow:
             width = G.config["channels"][resolution // 2]
             self.add("half_rgb", ToRGBLayer(width, final_tanh=False), optimizer, options.average, mixed=False)
             if not options.resume:
                 self.grow(Path(options.grow) / STATE)
+        self.painters = [name for name in ("generator", "half_rgb") if name in self.networks]
 
     def grow(self, path: Path) -> None:
         """Begin with the networks of a run at half the resolution, its moving averages left alone.
@@ -95,26 +109,22 @@ class ALAETraining(Trainable):
 
     def draw(self, count: int) -> torch.Tensor:
         """Latents z [count, z_dim], this process's rows of what one process would draw."""
-        z = torch.randn(count * self.accelerator.num_processes, self.options.z_dim)
+        z = torch.randn(count * self.accelerator.num_processes, self.G.z_dim)
         return z[self.accelerator.process_index * count :][:count].to(self.device)
 
-    def generate(self, count: int, mixed: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """(pictures of random latents, their w [count, w_dim]); with ``mixed`` most have two latents."""
-        w = self.G.mapping(self.draw(count))
-        first = w[:, 0]
-        if mixed:
-            self.G.mapping.w_avg.lerp_(first.detach().mean(0), 1 - W_AVERAGE)
-            other = self.G.mapping(self.draw(count))
-            cut = torch.randint(1, self.G.num_ws, (count, 1))
-            cut = cut.masked_fill(torch.rand(count, 1) >= self.options.style_mixing, self.G.num_ws)
-            later = torch.arange(self.G.num_ws)[None] >= cut
-            w = torch.where(later[..., None].to(self.device), other, w)
-        return self._synthesise(w), first
+    def generate(self, count: int) -> torch.Tensor:
+        """Pictures of random latents, of two latents each in the share ``--style-mixing``."""
+        w, other = self.G.mapping(self.draw(count)), self.G.mapping(self.draw(count))
+        self.G.mapping.w_avg.lerp_(w[:, 0].detach().mean(0), 1 - W_AVERAGE)
+        cut = torch.randint(1, self.G.num_ws, (count, 1))
+        cut = cut.masked_fill(torch.rand(count, 1) >= self.options.style_mixing, self.G.num_ws)
+        later = torch.arange(self.G.num_ws)[None] >= cut
+        return self._synthesise(torch.where(later[..., None].to(self.device), other, w))
 
     def _synthesise(self, w_plus: torch.Tensor, final: bool = False) -> torch.Tensor:
         """Pictures of codes by the networks in training, or by those of ``final`` with the stored noise maps."""
         G = self.final("generator") if final else self.G
-        settings = {} if final else {"noise": "random", "dtype": self.dtype}
+        settings = {} if final else {"noise": "random", "dtype": self.dtype, **self.once}
         if self.fade == 1:
             return G.synthesis(w_plus, **settings)
         half = []
@@ -138,11 +148,23 @@ class ALAETraining(Trainable):
         super().begin_step(step)
         if self.options.grow:
             self.fade = min(1.0, (step + 1) / max(1, self.options.fade))
+        self.resting = step < self.options.encoder_first
 
     def iterate(self, images, step):
-        count = len(images)
+        values = {} if self.resting else self._compete(images, step)
         with torch.no_grad():
-            made, _ = self.generate(count)
+            w = self.G.mapping(self.draw(len(images)))
+        with torch.set_grad_enabled(not self.resting):
+            made = self._synthesise(w)
+        values["reciprocity"] = (self._encode(made) - w)[:, 0].square().mean()
+        values["reciprocity"].backward()
+        self.step_optimizer("encoder", *([] if self.resting else self.painters))
+        return values
+
+    def _compete(self, images: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """The steps with the latent discriminator: its own and the encoder's, then the generator's."""
+        with torch.no_grad():
+            made = self.generate(len(images))
         real, fake = self.judge(images), self.judge(made)
         d_loss = logistic(real, fake)
         d_loss.backward()
@@ -152,19 +174,12 @@ class ALAETraining(Trainable):
             (values["r1"] * (self.options.r1_gamma / 2 * self.options.r1_interval)).backward()
         self.step_optimizer("encoder", "latent_discriminator")
 
-        painters = [name for name in ("generator", "half_rgb") if name in self.networks]
         self._freeze(True)
-        made, _ = self.generate(count)
+        made = self.generate(len(images))
         values["g_loss"] = F.softplus(-self.judge(made)).mean()
         values["g_loss"].backward()
         self._freeze(False)
-        self.step_optimizer(*painters)
-
-        with torch.no_grad():
-            w = self.G.mapping(self.draw(count))
-        values["reciprocity"] = (self._encode(self._synthesise(w)) - w)[:, 0].square().mean()
-        values["reciprocity"].backward()
-        self.step_optimizer("encoder", *painters)
+        self.step_optimizer(*self.painters)
         return values
 
     def _freeze(self, frozen: bool) -> None:
@@ -177,7 +192,7 @@ class ALAETraining(Trainable):
     def measure(self, images):
         made = self.reconstruct(images)
         values = self.losses(made, images)
-        w = self.final("generator").mapping(torch.randn(len(images), self.options.z_dim).to(self.device))
+        w = self.final("generator").mapping(torch.randn(len(images), self.G.z_dim).to(self.device))
         again = self._encode(self._synthesise(w, final=True), final=True)
         error = (again - w)[:, 0].square().mean(1)
         return {"loss": self.losses.total(values), "psnr": psnr(made, images), **values, "reciprocity": error}
@@ -204,6 +219,9 @@ def parser() -> EncoderParser:
     """The command's options."""
     p = EncoderParser("alae", "Train ALAE, a generator and an encoder that learn together.")
     p.add_run(steps=100_000, batch=32, lr=2e-3, generator=False)
+    p.add_argument("--generator", default="", metavar="NAME", help="begin with this generator, a bundled name or a "
+                   "file; then --resolution, --channels and other sizes are its own")  # fmt: skip
+    p.number("--encoder-first", int, 0, "steps at the start in which only the encoder learns, by reciprocity")
     p.set_defaults(average=300.0)
     p.number("--resolution", int, 64, "side of the pictures, a power of two")
     p.number("--z-dim", int, 64, "width of the latent z")
@@ -232,7 +250,9 @@ def main(argv: list[str] | None = None) -> Path:
     check_range(options, "z_dim w_dim mapping_layers r1_interval", 1, 2**20)
     check_range(options, "style_mixing", 0, 1)
     check_range(options, "r1_gamma", 0, 1e12)
-    check_range(options, "fade", 0, 2**40)
+    check_range(options, "fade encoder_first", 0, 2**40)
+    if options.generator and options.grow:
+        raise UsageError("--generator and --grow are two ways to begin; give one")
     return run_training("alae", ALAETraining, options)
 
 
