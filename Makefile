@@ -1,5 +1,6 @@
 # make demo    set up (the first time only), then invert a render and a photograph with the embedded generator
-# make test    set up (the first time only), then the tests and ruff; PYTEST_ARGS="-k upfirdn2d" narrows them down
+# make test    set up (the first time only), then the tests and ruff; PYTEST_ARGS="-k upfirdn2d" narrows them down, with
+#               PYTEST_ARGS="-n 0" they run in one process
 # make native  build the native library into the source tree for the Python that PYTHON names; nothing else (development)
 # make host    build the CUDA kernels as test modules for the CPU (csrc/host), into build/host; part of make test
 # make gpu-check  correctness and speed on a CUDA GPU, results in benchmarks/results/gpu; QUICK=1 for a short run, DRY=1 to
@@ -26,8 +27,9 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 demo: $(VENV)/.installed $(VENV)/.native
 	$(VENV)/bin/fastinv demo
 
+# A process for each core: most operands are too small to share between threads.
 test: $(VENV)/.installed $(VENV)/.native build/host/.built
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 	$(RUN) -m ruff check -q .
 
 host: build/host/.built

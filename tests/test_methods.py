@@ -288,7 +288,7 @@ def test_the_gradient_agrees_with_finite_differences(G, encoder, small, loss, sp
         found = 0.0 if gradient is None else (gradient * direction).sum()
         expected = (ends[0] - ends[1]) / 2e-6
         torch.testing.assert_close(torch.as_tensor(found, dtype=torch.float64), expected, rtol=1e-5, atol=1e-8)
-        seen = seen or float(expected) != 0
+        seen = seen or expected.item() != 0
     assert seen
 
 
