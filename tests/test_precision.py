@@ -47,6 +47,12 @@ def test_auto_keeps_other_generators_as_they_are(monkeypatch, target):
         assert P.dtype == dtype and "generator is" in facts["why_dtype"]
 
 
+def test_auto_times_nothing_where_nothing_is_optimised(monkeypatch, target):
+    monkeypatch.setattr(precision, "_seconds_of_step", None)
+    P, facts = precision.prepare(generator(), "auto", target, steps=0)
+    assert P.dtype == torch.float32 and facts["why_dtype"] == "auto: nothing is optimised"
+
+
 def test_auto_without_bfloat16_arithmetic(monkeypatch, target):
     monkeypatch.setattr(precision, "obstacle", lambda dtype: "this CPU has no bfloat16 arithmetic")
     P, facts = precision.prepare(generator(), "auto", target)

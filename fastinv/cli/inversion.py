@@ -126,7 +126,7 @@ def invert(
     names = {picture.path: path for path, picture in readable.items()}
     manifest = run.plan(
         settings, list(readable.values()), batch, command(), overwrite,
-        lambda: _fastest_dtype(G, list(readable)[:batch], crop, quiet),
+        lambda: _fastest_dtype(G, list(readable)[:batch], crop, configured.steps, quiet),
     )  # fmt: skip
     torch.set_num_threads(run.settings["threads"])
     facts = {"preset": preset}
@@ -343,8 +343,8 @@ def _all_settings(G, configured, space, seed, dtype, where, crop, mask, start, e
     }  # fmt: skip
 
 
-def _fastest_dtype(G, pictures: list[Path], crop: str, quiet: bool) -> tuple[str, str]:
-    """(dtype, why) for "auto", timed on some of the pictures."""
+def _fastest_dtype(G, pictures: list[Path], crop: str, steps: int, quiet: bool) -> tuple[str, str]:
+    """(dtype, why) for "auto", timed on some of the pictures if there are steps."""
     import torch
 
     from fastinv.data.pictures import load_picture
@@ -358,7 +358,7 @@ def _fastest_dtype(G, pictures: list[Path], crop: str, quiet: bool) -> tuple[str
         except PictureError:  # told later
             targets.append(torch.zeros(3, G.resolution, G.resolution))
     with frozen(G):
-        facts = prepare(G, "auto", torch.stack(targets).to(G.w_avg.device))[1]
+        facts = prepare(G, "auto", torch.stack(targets).to(G.w_avg.device), steps)[1]
     if not quiet:
         say(f"dtype {facts['dtype']} ({facts['why_dtype']})")
     return facts["dtype"], facts["why_dtype"]

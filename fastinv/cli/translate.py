@@ -42,7 +42,9 @@ def translate(
     from fastinv.data.grid import grid
     from fastinv.data.pictures import CROPS, save_picture
     from fastinv.devices import named_device
-    from fastinv.inversion.translate import translate as run
+    from fastinv.inversion.objective import find_encoder
+    from fastinv.inversion.translate import translate as checked
+    from fastinv.inversion.translate import variants
     from fastinv.latents import save_latent
     from fastinv.training.encoder_options import FULL_SIZE
     from fastinv.training.tasks import SuperResolution, reduced, task_of
@@ -59,7 +61,8 @@ def translate(
     G = load_generator(generator, device=where)
     size = min(G.resolution, FULL_SIZE)  # at which encoders are trained
     options = {"outputs": outputs, "mix_from": mix_from, "strength": strength, "seed": seed}
-    run(G, E, torch.zeros(1, task.input_nc, size, size), **options)  # bad options before any picture
+    checked(G, E, torch.zeros(1, task.input_nc, size, size), **options)  # bad options before any picture
+    E = find_encoder(E, G).to(where)
     if factor is not None:
         reduced(torch.zeros(1, 3, size, size), factor)
     facts = {
@@ -77,7 +80,7 @@ def translate(
             continue
         if factor is not None:
             source = reduced(source, factor)
-        made, codes = (values[0].cpu() for values in run(G, E, source, **options))
+        made, codes = (values[0].cpu() for values in variants(G, E, source, **options))
         save_latent(target.with_suffix(".safetensors"), codes, facts | {"picture": str(path.resolve())})
         save_picture(grid(made, columns=outputs), target)
         print(shown(target), flush=True)

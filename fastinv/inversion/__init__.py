@@ -123,7 +123,7 @@ def invert(
 
     with frozen(G):
         start, facts = start_codes(init, G, target)
-        network, arithmetic = prepare(G, dtype, target)
+        network, arithmetic = prepare(G, dtype, target, configured.steps)
         task = Task(G, network, target, mask, space, seed, start, callback, graph, None, checkpoints, facts)
         if progress:
             with Progress(target) as task.progress:

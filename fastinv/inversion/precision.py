@@ -31,12 +31,12 @@ def check_dtype(G, dtype) -> torch.dtype | str | None:
     return dtype
 
 
-def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor):
+def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor, steps: int = 1):
     """The prepared generator for pictures like `target` [N, 3, R, R], and {"dtype", "why_dtype"} for the settings.
 
     "auto" times a step of each candidate here (synthesis and squared error) and multiplies it by the steps that the
     candidate needs to the same quality. The candidates are the generator's own dtype and, for a float32 one, bfloat16
-    on a CPU that computes in it, float16 on a GPU.
+    on a CPU that computes in it, float16 on a GPU. Without ``steps`` there is nothing to gain: its own is taken.
     """
     own = G.w_avg.dtype
     if not hasattr(G, "prepare"):
@@ -46,8 +46,9 @@ def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor):
         return G.prepare(dtype), {"dtype": _name(dtype or own), "why_dtype": why}
     kind = target.device.type
     low = torch.bfloat16 if kind == "cpu" else torch.float16
-    if own != torch.float32 or (kind == "cpu" and obstacle(low)):
+    if steps == 0 or own != torch.float32 or (kind == "cpu" and obstacle(low)):
         why = obstacle(low) if own == torch.float32 else f"the generator is {_name(own)}"
+        why = "nothing is optimised" if steps == 0 else why
         return G.prepare(), {"dtype": _name(own), "why_dtype": f"auto: {why}"}
     seconds, P = {}, None
     for candidate in (own, low):

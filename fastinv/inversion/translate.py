@@ -8,7 +8,6 @@ from fastinv.inversion.task import check_generator, whole_number
 from fastinv.latents import expand
 
 
-@torch.no_grad()
 def translate(
     G,
     encoder,
@@ -54,8 +53,13 @@ def translate(
             raise UsageError("a conditional generator has no random codes without labels; only outputs=1 is possible")
     if not 0 <= strength <= 1:
         raise UsageError(f"strength must be from 0 to 1, not {strength}")
+    return variants(G, find_encoder(encoder, G).to(G.w_avg.device), images, outputs, mix_from, strength, seed)
+
+
+@torch.no_grad()
+def variants(G, E, images, outputs: int, mix_from: int, strength: float, seed: int):
+    """``translate`` for arguments that it has accepted, E being what ``find_encoder`` gives, on G's device."""
     w_avg = G.w_avg
-    E = find_encoder(encoder, G).to(w_avg.device)
     plain = expand(E.encode(images.to(w_avg.device)), G.num_ws).to(w_avg.dtype)
     random = torch.Generator().manual_seed(seed)
     codes = [plain]
