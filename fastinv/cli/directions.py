@@ -77,6 +77,8 @@ def find(
     for option, value in given.items():
         if value not in (None, []) and method not in OPTIONS[option]:
             raise UsageError(f"{option} is for {' and '.join(OPTIONS[option])}, not for {method}")
+    if samples is not None and scores not in (None, "faces"):
+        raise UsageError(f"--samples is for scores that are read here; {scores} has those that it has: leave one out")
     if share is not None and not 0 < share <= 0.5:
         raise UsageError(f"--share must be above 0 and at most 0.5, not {share}")
     if out.suffix != ".safetensors":
