@@ -40,6 +40,7 @@ ROWS: dict[str, dict] = {
     "image2stylegan z": {"space": "z"},
     "image2stylegan w": {"space": "w"},
     "image2stylegan w+": {"space": "w+"},
+    "image2stylegan w+ 100 steps": {"space": "w+", "steps": 100},  # as near as idinvert
     "image2stylegan s": {"space": "s"},
     "image2stylegan w+noise": {"space": "w+noise"},
     "image2stylegan f+w+": {"space": "f+w+"},
