@@ -552,7 +552,7 @@ def test_directions_from_scores(G, tmp_path, capsys):
         (["--method", "interfacegan", "--scores", "none.csv"], "No such file"),
         (["--method", "interfacegan", "--share", "0.7"], "--share must be above 0 and at most 0.5, not 0.7"),
         (["--method", "ganspace", "--samples", "1"], "--samples must be at least 2"),
-        (["--method", "regression", "--scores", "s.csv", "--samples", "9"], "--samples is for scores that are read here"),
+        (["--method", "regression", "--scores", "s.csv", "--samples", "9"], "--samples is for scores that are read"),
     ],
 )
 def test_wrong_options_of_find(G, tmp_path, capsys, arguments, message):

@@ -321,6 +321,14 @@ def test_alae_begins_with_a_generator_and_lets_the_encoder_learn_first(train, tr
     out = train("alae", tmp_path / "run", *options)
     tuned = load_generator(out / "generator.safetensors")
     assert tuned.config == G.config and not same(tuned.state_dict(), G.state_dict())
+    # The encoder of one run is where another begins, in which the generator may learn more slowly.
+    options = ["--generator", str(half), "--start", str(rested / "encoder.safetensors"), "--generator-rate", "0.25"]
+    learner = trainable("alae", *options, "--lr", "0.004", "--decay", "0")
+    for name, value in load_encoder(rested / "encoder.safetensors").state_dict().items():
+        assert torch.equal(learner.E.state_dict()[name], value), name
+    learner.begin_step(0)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
+    assert rates == {"generator": 0.001, "encoder": 0.004, "latent_discriminator": 0.004}
     with pytest.raises(UsageError, match="--generator and --grow are two ways to begin; give one"):
         train("alae", tmp_path / "both", *options, "--grow", str(out))
 

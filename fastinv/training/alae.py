@@ -10,8 +10,8 @@ Three steps on each batch, with the mapping F, synthesis G, encoder E and latent
 The paper grows the networks from 4x4. Here a run is of one resolution, and ``--grow DIR`` begins it with the networks
 of another run at half of it; the new layers, at the picture's side, fade in over ``--fade`` steps. ``--generator G``
 begins with a generator that is there already, of any kind. In the first ``--encoder-first`` steps only E learns, by
-reciprocity alone: while it knows nothing, the other steps would only spoil such a generator. G's feature maps are in
-``--dtype``, all else is in float32.
+reciprocity alone: while it knows nothing, the other steps would only spoil such a generator; ``--generator-rate`` holds
+G and F back further. G's feature maps are in ``--dtype``, all else is in float32.
 
 ``python -m fastinv.training.alae --data faces --out runs/alae`` (also ``fastinv train alae``).
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fastinv.checkpoints import load_generator, network_hash, save_network
+from fastinv.checkpoints import load_encoder, load_generator, network_hash, save_network
 from fastinv.errors import UsageError
 from fastinv.files import shown
 from fastinv.losses import psnr
@@ -70,11 +70,13 @@ class ALAETraining(Trainable):
         E = ALAEEncoder(resolution, G.num_ws, G.w_dim, channels)
         if options.generator:
             E.latent_avg.copy_(G.w_avg)
+        if options.start:
+            self.take_over(E, load_encoder(options.start))
 
-        def optimizer(parameters):
-            return torch.optim.Adam(parameters, options.lr, betas=(0.0, 0.99), eps=1e-8)
+        def optimizer(parameters, rate=1.0):
+            return torch.optim.Adam(parameters, options.lr * rate, betas=(0.0, 0.99), eps=1e-8)
 
-        self.G = self.add("generator", G, optimizer, options.average, mixed=False)
+        self.G = self.add("generator", G, lambda p: optimizer(p, options.generator_rate), options.average, mixed=False)
         self.E = self.add("encoder", E, optimizer, options.average, mixed=False)
         self.D = self.add("latent_discriminator", LinearDiscriminator(G.w_dim), optimizer, mixed=False)
         self.losses = PictureLosses(VALIDATION, self.device)
@@ -221,6 +223,8 @@ def parser() -> EncoderParser:
     p.add_run(steps=100_000, batch=32, lr=2e-3, generator=False)
     p.add_argument("--generator", default="", metavar="NAME", help="begin with this generator, a bundled name or a "
                    "file; then --resolution, --channels and other sizes are its own")  # fmt: skip
+    p.add_start()
+    p.number("--generator-rate", float, 1.0, "the generator's share of the learning rate")
     p.number("--encoder-first", int, 0, "steps at the start in which only the encoder learns, by reciprocity")
     p.set_defaults(average=300.0)
     p.number("--resolution", int, 64, "side of the pictures, a power of two")
@@ -249,6 +253,7 @@ def main(argv: list[str] | None = None) -> Path:
     check_run(options)
     check_range(options, "z_dim w_dim mapping_layers r1_interval", 1, 2**20)
     check_range(options, "style_mixing", 0, 1)
+    check_range(options, "generator_rate", 0, 1e3, above=True)
     check_range(options, "r1_gamma", 0, 1e12)
     check_range(options, "fade encoder_first", 0, 2**40)
     if options.generator and options.grow:

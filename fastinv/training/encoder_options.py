@@ -77,6 +77,10 @@ class EncoderParser(Parser):
                               f"paper's, or {default} for generators below {FULL_SIZE})")  # fmt: skip
         self.number("--head-channels", int, 0, "feature maps in the style heads; 0 is the width of w, or "
                     f"{small['head_channels']} for generators below {FULL_SIZE}")  # fmt: skip
+        self.add_start()
+
+    def add_start(self) -> None:
+        """Another encoder to begin with."""
         self.add_argument("--start", default="", metavar="NAME", help="begin with the weights of another encoder, by "
                           "name or file, as far as names and shapes are the same")  # fmt: skip
 

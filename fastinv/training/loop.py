@@ -98,6 +98,19 @@ class Trainable:
         self._rates[name] = self.optimizers[name].param_groups[0]["lr"]
         return network
 
+    def take_over(self, encoder: torch.nn.Module, other: torch.nn.Module) -> None:
+        """Give ``encoder`` the weights of another one, ``--start``, as far as names and shapes are the same."""
+        weights, mine = other.state_dict(), encoder.state_dict()
+        fitting = {
+            name: value for name, value in weights.items()
+            if name != "latent_avg" and name in mine and mine[name].shape == value.shape
+        }  # fmt: skip
+        if not any(value.is_floating_point() for value in fitting.values()):
+            raise UsageError(f"--start {shown(self.options.start)} has no weights of the names and shapes needed here")
+        encoder.load_state_dict(fitting, strict=False)
+        if self.accelerator.is_main_process:
+            print(f"{len(fitting)} of {len(mine) - 1} tensors from {shown(self.options.start)}", flush=True)
+
     def final(self, name: str) -> torch.nn.Module:
         """The network as it is to be used: its average where there is one, in eval mode (the average always is)."""
         return self.averages[name].module if name in self.averages else self.networks[name].eval()

@@ -21,7 +21,6 @@ from torch import nn
 
 from fastinv.checkpoints import load_encoder, load_generator, network_hash, save_network
 from fastinv.errors import UsageError
-from fastinv.files import shown
 from fastinv.latents import mean_latent
 from fastinv.losses import mean_per_picture, psnr
 from fastinv.models.encoders import GradualStyleEncoder, ReStylePSP
@@ -128,19 +127,6 @@ class PSPTraining(EncoderTraining):
         if self.options.start:
             self.take_over(encoder, load_encoder(self.options.start))
         return encoder
-
-    def take_over(self, encoder: nn.Module, other: nn.Module) -> None:
-        """Give ``encoder`` the weights of another one, as far as names and shapes are the same."""
-        weights, mine = other.state_dict(), encoder.state_dict()
-        fitting = {
-            name: value for name, value in weights.items()
-            if name != "latent_avg" and name in mine and mine[name].shape == value.shape
-        }  # fmt: skip
-        if not any(value.is_floating_point() for value in fitting.values()):
-            raise UsageError(f"--start {shown(self.options.start)} has no weights of the names and shapes needed here")
-        encoder.load_state_dict(fitting, strict=False)
-        if self.accelerator.is_main_process:
-            print(f"{len(fitting)} of {len(mine) - 1} tensors from {shown(self.options.start)}", flush=True)
 
     def passes(self, encoder: nn.Module, images: torch.Tensor, **options) -> Iterator[torch.Tensor]:
         """Codes of pictures: one set, or with ReStyle one after each pass, none with a graph to the last."""
