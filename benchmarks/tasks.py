@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from harness import ROOT, facts, markdown, seconds, write
-from inversion import Judge
 from torch.nn import functional
 
 import fastinv
@@ -30,6 +29,7 @@ from fastinv.checkpoints import network_hash
 from fastinv.data import faces
 from fastinv.data.grid import grid
 from fastinv.data.pictures import save_picture
+from fastinv.evaluation.methods import Pictures, quality
 from fastinv.latents import mean_latent
 from fastinv.training.tasks import (
     CHANCES,
@@ -51,6 +51,7 @@ BATCH = 50
 SHAPE = (
     "yaw", "pitch", "smile", "eye_open", "gaze", "hair_length", "glasses", "beard", "face_width",
 )  # fmt: skip
+METRICS = ("mse", "psnr", "ssim", "features", "identity")  # besides the attributes
 MEASURED = ("psnr", "ssim", "attributes", "shape", "identity")
 COLUMNS = ("row", *MEASURED, "ms", *(f"{name} of the mean picture" for name in MEASURED[:4]), "shape of the target")
 
@@ -66,13 +67,14 @@ def pairs(task: Task, attributes: dict[str, torch.Tensor], resolution: int) -> d
 
 def measure(G, encoder, pair: Pair, attributes: dict[str, torch.Tensor]) -> dict:
     """The numbers of a row."""
-    judge = Judge(pair.target, attributes)
+    pictures = Pictures(pair.target, attributes)
     made = torch.cat([fastinv.translate(G, encoder, part.source)[0][:, 0] for part in pair.split(BATCH)])
     with torch.no_grad():
         mean = G.synthesis(mean_latent(G).expand(1, G.num_ws, -1), noise="const").expand_as(made)
         one = pair.source[:1]
         time = seconds(lambda: G.synthesis(encoder.encode(one), noise="const"), torch.device("cpu"))
-    numbers, baseline, itself = ({**found, "shape": _shape(found)} for found in map(judge, (made, mean, pair.target)))
+    found = [quality(images, pictures, METRICS) for images in (made, mean, pair.target)]
+    numbers, baseline, itself = ({**numbers, "shape": _shape(numbers)} for numbers in found)
     beside = {f"{name} of the mean picture": baseline[name] for name in MEASURED}
     return numbers | {"ms": 1000 * time} | beside | {"shape of the target": itself["shape"]}
 
