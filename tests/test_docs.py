@@ -38,6 +38,8 @@ SHORTER = {
     "fastinv invert *--method psp*": "--quiet",
     "fastinv invert *--method e4e*": "--quiet",
     "fastinv invert *--method idinvert-encoder*": "--quiet",
+    "fastinv invert *--method alae*": "--quiet",
+    "fastinv directions find *--generator faces64-alae*": "--samples 300",
     "fastinv invert *--method image2stylegan++*": "--steps 3 --set noise_steps=3 --quiet",
     "fastinv invert *--method pti*": """--steps 2 --set pivot_options='{"steps": 3}' --quiet""",
     "fastinv invert *": "--steps 3 --quiet",

@@ -268,6 +268,15 @@ def test_faces64_psp(faces64):
     assert result.settings["options"] == {"steps": 0, "encoder": "faces64-psp", "passes": None}
 
 
+def test_faces64_alae(faces64):
+    G, images = fastinv.load_generator("faces64-alae"), fastinv.data.faces.sample(4, seed=5, split="heldout")[0]
+    result = invert(G, images, "alae", progress=False)
+    assert sum(result.metrics["psnr"]) / 4 > 23
+    assert result.settings["options"] == {"steps": 0, "encoder": "faces64-alae"}
+    with pytest.raises(UsageError, match="faces64-alae is for the generator faces64-alae"):
+        invert(faces64, images, "alae", progress=False)
+
+
 def test_the_command_line_takes_the_generator_that_belongs_to_alae(tmp_path, monkeypatch, capsys, bundle, G):
     monkeypatch.chdir(tmp_path)
     paths = [picture(tmp_path / name) for name in ("a.png", "b.png")]

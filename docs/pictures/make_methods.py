@@ -16,12 +16,12 @@ from fastinv.report import comparison
 
 FOLDER = Path(__file__).parent
 SHOWN = [0, 1, 4]  # of the portraits of benchmarks/inversion.py; the first is hard for all methods
-WITHOUT = ["alae"]  # the package has no trained one
 OPTIONS = {"stylegan-encoder": {"init": "faces64-psp"}}  # as in the benchmark
 SCALE = 0.75  # of what ``comparison`` draws, which keeps the files small
 
 
-def show(G, method: str) -> None:
+def show(method: str) -> None:
+    G = fastinv.load_generator(getattr(fastinv.METHODS[method], "generator", "faces64"))
     images = faces.sample(max(SHOWN) + 1, split="heldout")[0][SHOWN]
     result = fastinv.invert(G, images, method, progress=False, **OPTIONS.get(method, {}))
     sheet = comparison(images, result.images, [{"PSNR (dB)": value} for value in result.metrics["psnr"]])
@@ -31,9 +31,8 @@ def show(G, method: str) -> None:
 
 
 def main() -> None:
-    G = fastinv.load_generator("faces64")
-    for method in sys.argv[1:] or [name for name in fastinv.METHODS if name not in WITHOUT]:
-        show(G, method)
+    for method in sys.argv[1:] or fastinv.METHODS:
+        show(method)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ BUNDLED = {
             "faces64-idinvert", "IDInvert encoder, by `fastinv train idinvert`", 64, _OURS, ("encoder",), "faces64",
             "idinvert-encoder",
         ),  # fmt: skip
+        BundledModel(
+            "faces64-alae", "ALAE, by `fastinv train alae`", 64, _OURS, ("generator", "encoder"), None, "alae"
+        ),
         *(
             BundledModel(f"faces64-{task}", f"pSp encoder, {what}", 64, _OURS, ("encoder",), "faces64")
             for task, what in {
