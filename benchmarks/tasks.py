@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from harness import ROOT, facts, markdown, seconds, write
+from inversion import COLUMNS as METRICS
 from torch.nn import functional
 
 import fastinv
@@ -51,7 +52,6 @@ BATCH = 50
 SHAPE = (
     "yaw", "pitch", "smile", "eye_open", "gaze", "hair_length", "glasses", "beard", "face_width",
 )  # fmt: skip
-METRICS = ("mse", "psnr", "ssim", "features", "identity")  # besides the attributes
 MEASURED = ("psnr", "ssim", "attributes", "shape", "identity")
 COLUMNS = ("row", *MEASURED, "ms", *(f"{name} of the mean picture" for name in MEASURED[:4]), "shape of the target")
 

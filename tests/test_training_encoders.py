@@ -23,6 +23,7 @@ from fastinv.latents import mean_latent
 from fastinv.models.attributes import load_attribute_network
 from fastinv.models.encoders import ALAEEncoder, Encoder4Editing, GradualStyleEncoder, ReStyleE4E
 from fastinv.models.stylegan1 import StyleGAN1Generator
+from fastinv.models.stylegan2 import Generator
 from fastinv.training import alae, e4e, idinvert, loop, psp
 from fastinv.training.batches import FaceBatches, FolderBatches
 from fastinv.training.latent_discriminator import CodePool, LinearDiscriminator, logistic, r1_penalty
@@ -331,6 +332,14 @@ def test_alae_begins_with_a_generator_and_lets_the_encoder_learn_first(train, tr
     assert rates == {"generator": 0.001, "encoder": 0.004, "latent_discriminator": 0.004}
     with pytest.raises(UsageError, match="--generator and --grow are two ways to begin; give one"):
         train("alae", tmp_path / "both", *options, "--grow", str(out))
+
+
+@pytest.mark.parametrize("kind", ["psp", "idinvert", "alae"])
+def test_conditional_generators_are_refused(kind, trainable, tmp_path):
+    G = Generator(16, 8, 8, c_dim=3, channels={4: 8, 8: 8, 16: 8}, mapping_layers=2)
+    save_network(G, tmp_path / "conditional.safetensors")
+    with pytest.raises(UsageError, match="is conditional; encoders can be trained for unconditional generators"):
+        trainable(kind, "--generator", str(tmp_path / "conditional.safetensors"))
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------

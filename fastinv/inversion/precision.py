@@ -46,9 +46,13 @@ def prepare(G, dtype: torch.dtype | str | None, target: torch.Tensor, steps: int
         return G.prepare(dtype), {"dtype": _name(dtype or own), "why_dtype": why}
     kind = target.device.type
     low = torch.bfloat16 if kind == "cpu" else torch.float16
-    if steps == 0 or own != torch.float32 or (kind == "cpu" and obstacle(low)):
-        why = obstacle(low) if own == torch.float32 else f"the generator is {_name(own)}"
-        why = "nothing is optimised" if steps == 0 else why
+    if steps == 0:
+        why = "nothing is optimised"
+    elif own != torch.float32:
+        why = f"the generator is {_name(own)}"
+    else:
+        why = obstacle(low) if kind == "cpu" else ""
+    if why:
         return G.prepare(), {"dtype": _name(own), "why_dtype": f"auto: {why}"}
     seconds, P = {}, None
     for candidate in (own, low):

@@ -51,11 +51,7 @@ class ALAETraining(Trainable):
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
         if options.generator:
-            G = load_generator(options.generator)
-            if G.c_dim:
-                raise UsageError(
-                    f"{options.generator} is conditional; ALAE can be trained for unconditional generators"
-                )
+            G = self.read_generator()
         else:
             G = StyleGAN1Generator(
                 options.resolution, options.z_dim, options.w_dim, parse_channels(options.channels, options.resolution),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fastinv.checkpoints import load_generator
 from fastinv.data.grid import grid
 from fastinv.data.pictures import save_picture
 from fastinv.errors import FastinvError, UsageError
@@ -97,6 +98,15 @@ class Trainable:
         self.optimizers[name] = optimizer(network.parameters())
         self._rates[name] = self.optimizers[name].param_groups[0]["lr"]
         return network
+
+    def read_generator(self):
+        """The generator that ``--generator`` names; UsageError for a conditional one."""
+        G = load_generator(self.options.generator, device=self.device)
+        if G.c_dim:
+            raise UsageError(
+                f"{self.options.generator} is conditional; encoders can be trained for unconditional generators"
+            )
+        return G
 
     def take_over(self, encoder: torch.nn.Module, other: torch.nn.Module) -> None:
         """Give ``encoder`` the weights of another one, ``--start``, as far as names and shapes are the same."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastinv.checkpoints import load_encoder, load_generator, network_hash, save_network
+from fastinv.checkpoints import load_encoder, network_hash, save_network
 from fastinv.errors import UsageError
 from fastinv.latents import mean_latent
 from fastinv.losses import mean_per_picture, psnr
@@ -44,11 +44,7 @@ class EncoderTraining(Trainable):
 
     def __init__(self, options, accelerator):
         super().__init__(options, accelerator)
-        self.G = load_generator(options.generator, device=self.device).requires_grad_(False)
-        if self.G.c_dim:
-            raise UsageError(
-                f"{options.generator} is conditional; encoders can be trained for unconditional generators"
-            )
+        self.G = self.read_generator().requires_grad_(False)
         self.prepared = self.G.prepare(self.dtype)
         self.resolution = min(self.G.resolution, self.largest or self.G.resolution)
         self.mean = mean_latent(self.G)
